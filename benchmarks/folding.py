@@ -52,6 +52,7 @@ class Score:
     loss: float = 0.0
     accuracy: float = 0.0
     accuracy_unseen: float | None = None
+    accuracy_seen: float | None = None
 
 
 class Peer:

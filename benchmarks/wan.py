@@ -1,37 +1,33 @@
-"""Measure the seconds to an accuracy over slow links: four peers in processes, links of a rate and a delay.
+"""Measure seconds and bytes to an accuracy over slow links: peers with each setting, and Flower's FedAvg.
 
-Peers train ViT-Tiny's last block on the CIFAR-10 subset (Table 1's classes, SGD 0.01 without momentum). All
-bytes between two peers pass a relay, which has the link's rate, and delays each byte. The clock begins with
-the evaluation before training, when all features are there, and stops with the first evaluation at which the
-peers' mean accuracy reaches the goal; the time of evaluations is within it. Printed is the time of each
-setting, and how many times less it is than that of the first. With ``--figure`` the runs go on to their end,
-and their accuracy is drawn against bytes and against seconds.
+Four sites train ViT-Tiny's last block on the CIFAR-10 subset (Table 1's classes, SGD 0.01 without momentum,
+1,280 gradients each) over links of a rate and a delay; wan_runs.py says how time, bytes and accuracy are
+taken. Printed is a table as Markdown, with the mean over the seeds, and their range in brackets.
 
-    python -m benchmarks.wan --data DATA [--graph lopsided-4] [--seeds 3] [--setting q4 …] [--figure FILE]
+    python -m benchmarks.wan --data DATA --seeds 3 --json FILE [--only LINK] [--setting NAME] [--figure PNG]
+
+With ``--json`` each finished run is a line of FILE, and is not made again: the command may be interrupted and
+given again, and several with other links, settings or seeds may share the file. Table and figure have all
+runs in FILE of the links, settings and seeds that were asked for.
 """
 
 from __future__ import annotations
 
+import json
+import signal
 import statistics
-import tempfile
+import sys
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
-from p2pft_flower.keeping.journal import read_journal
-from p2pft_flower.keeping.lines import Evaluation
-from p2pft_flower.lab.federation import Federation, plan_peers
-from p2pft_flower.lab.ports import free_addresses
-from p2pft_flower.lab.relay import Relays
-from p2pft_flower.report.results import read_results
+from benchmarks.wan_runs import Point, Took, run_fedavg, run_peers
+from p2pft_flower.errors import P2PFTError
 from p2pft_flower.topology import Graph
-from p2pft_flower.topology.schedule import scheduled
 
 LINKS = {
     "1 Gbit/s, 1 ms": (1e9 / 8, 0.001),
@@ -54,175 +50,167 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "one-peer-exponential": {"schedule-graph": "one-peer-exponential"},
     "sgp": {"algorithm": "sgp"},
     "dgd": {"algorithm": "dgd"},
+    "exact-diffusion, ring-4": {"algorithm": "exact-diffusion", "topology": "ring-4"},
+    "FedAvg, 1 local epoch": {"algorithm": "fedavg", "local-epochs": 1},
+    "FedAvg, 2 local epochs": {"algorithm": "fedavg", "local-epochs": 2},
+    "FedAvg, 4 local epochs": {"algorithm": "fedavg", "local-epochs": 4},
 }
 GRADIENTS = 1280
-"""Gradients that a peer draws at most."""
+"""Gradients that a site draws."""
 
-EVALUATED = 64
-"""Gradients that a peer draws between two evaluations."""
+ROUND = 128
+"""Gradients of a round of FedAvg with four local epochs: a run has a multiple of them."""
+
+
+Key = tuple[str, str, int, str, int]
+"""Link, setting, seed, graph, gradients: what a run is asked for."""
 
 
 @dataclass(frozen=True)
-class Took:
-    """The cost of one run until the goal, or until its end if it did not reach the goal."""
+class Row:
+    """A run, and what was asked for."""
 
-    seconds: float | None
-    """Seconds until the goal; None if it was not reached."""
-    megabytes: float
-    """Megabytes that a peer sent, mean over the peers."""
-    accuracy: float
-    """Mean accuracy of the peers, 0..1."""
-    iteration: float
-    """Mean seconds of one iteration, evaluations included."""
-    curve: list[tuple[float, float, float]]
-    """(seconds, megabytes that a peer has sent, mean accuracy) at each evaluation."""
+    link: str
+    setting: str
+    seed: int
+    graph: str
+    gradients: int
+    took: Took
+
+    @property
+    def key(self) -> Key:
+        """All but the outcome."""
+        return self.link, self.setting, self.seed, self.graph, self.gradients
+
+    def to_json(self) -> str:
+        """Return the row as a line of JSON, points of the curve as lists."""
+        told = {**vars(self), **vars(self.took), "fields": Point._fields}
+        del told["took"]
+        return json.dumps(told)
+
+    @classmethod
+    def from_json(cls, line: str) -> Row:
+        """Return the row that :meth:`to_json` wrote."""
+        told = json.loads(line)
+        took = Took(tuple(Point(*point) for point in told["curve"]), told["alone"], told["whole"])
+        return cls(told["link"], told["setting"], told["seed"], told["graph"], told["gradients"], took)
 
 
-def evaluations(folder: Path, peer: int) -> list[Evaluation]:
-    """Return the evaluations in a peer's journal so far."""
-    log = folder / "peers" / f"peer-{peer}.jsonl"
-    return [line for line in read_journal(log) if isinstance(line, Evaluation)] if log.is_file() else []
+def read(file: Path | None) -> list[Row]:
+    """Return the rows of a file; none if there is no file yet."""
+    if file is None or not file.is_file():
+        return []
+    return [Row.from_json(line) for line in file.read_text(encoding="utf-8").splitlines()]
 
 
-def common(folder: Path, peers: range) -> list[tuple[int, float, float, float]]:
-    """Return (iteration, time, mean accuracy, mean bytes) of the evaluations that all peers have."""
-    by = [{e.iteration: e for e in evaluations(folder, p)} for p in peers]
-    return [
-        (
-            k,
-            max(each[k].time for each in by),
-            statistics.mean(each[k].accuracy or 0.0 for each in by),
-            statistics.mean(each[k].bytes_sent for each in by),
-        )
-        for k in sorted(set.intersection(*(set(each) for each in by)))
+def rows_of(rows: Sequence[Row]) -> dict[str, dict[str, list[Row]]]:
+    """Return the rows by link and setting, in the order of :data:`LINKS` and :data:`SETTINGS`."""
+    found: dict[str, dict[str, list[Row]]] = {}
+    for link in LINKS:
+        for setting in SETTINGS:
+            some = sorted((r for r in rows if (r.link, r.setting) == (link, setting)), key=lambda r: r.seed)
+            if some:
+                found.setdefault(link, {})[setting] = some
+    return found
+
+
+def spread(values: Sequence[float], form: str = ",.1f") -> str:
+    """Return the mean of the values, and their range in brackets if there are several."""
+    mean = format(statistics.mean(values), form)
+    return mean if len(values) == 1 else f"{mean} ({min(values):{form}} to {max(values):{form}})"
+
+
+def times(
+    least: Sequence[Point | None], reached: Sequence[Point | None], of: Callable[[Point], float]
+) -> str:
+    """Return how many times less the mean of ``reached`` is than that of ``least``; a dash if one is not."""
+    first, own = ([of(p) for p in points if p is not None] for points in (least, reached))
+    if len(first) < len(least) or len(own) < len(reached) or not (first and own and statistics.mean(own)):
+        return "–"
+    return f"{statistics.mean(first) / statistics.mean(own):,.1f} ×"
+
+
+def table(rows: Sequence[Row], goal: float) -> str:
+    """Return the table as Markdown; *times less* and *fewer* are to the first setting of the link."""
+    percent = f"{100 * goal:.1f} %"
+    head = [
+        *("link", "setting", "seeds", f"s to {percent}", "times less", f"MB to {percent}", "times fewer"),
+        *(
+            "s at the end",
+            "MB at the end",
+            "accuracy at the end",
+            "best accuracy",
+            "MB then",
+            "s of bytes alone",
+        ),
     ]
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    for link, settings in rows_of(rows).items():
+        least: list[Point | None] | None = None
+        for setting, some in settings.items():
+            took = [row.took for row in some]
+            reached = [t.reached(goal) for t in took]
+            there = [p for p in reached if p is not None]
+            least = reached if least is None else least
+            missed = f"{len(there)} of {len(took)} got there"
+            every = len(there) == len(took)
+            best, end = [t.best for t in took], [t.curve[-1] for t in took]
+            cells = [
+                link,
+                setting,
+                str(len(took)),
+                spread([p.seconds for p in there]) if every else missed,
+                times(least, reached, lambda p: p.seconds),
+                spread([p.megabytes for p in there]) if every else missed,
+                times(least, reached, lambda p: p.megabytes),
+                spread([p.seconds for p in end]),
+                spread([p.megabytes for p in end]),
+                spread([100 * p.accuracy for p in end]),
+                spread([100 * p.accuracy for p in best]),
+                spread([p.megabytes for p in best]),
+                spread([t.alone for t in took]),
+            ]
+            lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
 
 
-def run(
-    graph: Graph,
-    link: tuple[float, float],
-    settings: dict[str, Any],
-    goal: float,
-    longest: float,
-    *,
-    to_end: bool,
-) -> Took:
-    """Train until the mean accuracy reaches ``goal``, and return the cost.
-
-    A run ends after ``longest`` seconds or when all gradients are drawn, unless it reaches the goal before;
-    if ``to_end``, it goes on after the goal. ``link`` is an entry of :data:`LINKS`.
-
-    Raises
-    ------
-    RuntimeError
-        When the peers were not evaluated once within ``longest`` seconds.
-    """
-    graph = scheduled(graph, str(settings.get("schedule-graph", "static")))
-    options = str(settings.get("algorithm-options", "local-steps=1"))
-    steps = int(options.partition("=")[2])
-    with tempfile.TemporaryDirectory() as name, Relays() as relays:
-        folder = Path(name)
-        addresses = free_addresses(graph.n)
-        made = plan_peers("wan", graph, settings, addresses, folder)
-        made = [
-            replace(plan, iterations=GRADIENTS // steps, evaluate_every=EVALUATED // steps) for plan in made
-        ]
-        rate, delay = link
-        routes = {
-            pair: relays.open(addresses[pair[1]], rate=rate, delay=delay).address
-            for edge in graph.edges
-            for pair in (edge, edge[::-1])
-        }
-        with Federation(made, routes) as peers:
-            for p in range(graph.n):
-                peers.start(p)
-            begun, seen = time.monotonic(), []
-            while peers.alive and time.monotonic() - begun < longest:
-                time.sleep(0.5)
-                seen = common(folder, range(graph.n))
-                if seen and (seen[-1][0] == made[0].iterations or (seen[-1][2] >= goal and not to_end)):
-                    break
-            peers.stop("measured")
-        seen = common(folder, range(graph.n)) or seen
-        if not seen:
-            logs = "\n".join(file.read_text()[-1000:] for file in sorted(folder.glob("peer-*.log")))
-            raise RuntimeError(
-                f"the peers were not evaluated once within {longest:g} s; their logs end so:\n{logs}"
-            )
-    first, last = seen[0], next((s for s in seen if s[2] >= goal), seen[-1])
-    passed = last[1] - first[1]
-    curve = [(time - first[1], sent / 1e6, accuracy) for _, time, accuracy, sent in seen]
-    return Took(
-        passed if last[2] >= goal else None,
-        last[3] / 1e6,
-        last[2],
-        passed / max(1, last[0] - first[0]),
-        curve,
-    )
-
-
-def history(folder: Path) -> tuple[str, list[float], list[float]]:
-    """Return a finished run's name, and of each evaluation the MB a peer has sent and the mean accuracy."""
-    results = read_results(folder)
-    config = results["config"]
-    epochs = config["local-epochs"]
-    name = f"{config['algorithm']}, {epochs} local epoch{'s' if epochs > 1 else ''}"
-    rows = [row for row in results["history"] if row["bytes_sent"]]
-    sent = [row["bytes_sent"] / len(results["peers"]) / 1e6 for row in rows]
-    return name, sent, [100 * statistics.mean(row["accuracy"]) for row in rows]
-
-
-def draw(found: dict[str, dict[str, list[Took]]], beside: Sequence[Path], figure: Path) -> None:
-    """Draw accuracy against bytes and seconds: a row for each link, a line for each setting and seed.
-
-    Runs in the folders ``beside`` have no time over these links: they are drawn against bytes, dashed.
-    """
+def draw(rows: Sequence[Row], figure: Path) -> None:
+    """Draw accuracy against bytes and seconds: a row for each link, a line for each setting and seed."""
     from matplotlib import pyplot
 
+    found = rows_of(rows)
     panels, axes = pyplot.subplots(
         len(found), 2, figsize=(11, 4.2 * len(found)), squeeze=False, layout="constrained"
     )
+    known = {setting: number for number, setting in enumerate(SETTINGS)}
     for (link, settings), (left, right) in zip(found.items(), axes, strict=True):
-        for number, (setting, runs) in enumerate(settings.items()):
-            for seed, took in enumerate(runs):
+        for setting, some in settings.items():
+            style = "dashed" if setting.startswith("FedAvg") else "solid"
+            for row in (r for r in some if len(r.took.curve) > 1):
                 # Before training nothing was sent.
-                seconds, sent, accuracy = map(list, zip(*took.curve[1:], strict=True))
+                _, seconds, sent, _, accuracy = map(list, zip(*row.took.curve[1:], strict=True))
                 percent = [100 * a for a in accuracy]
-                look = {"color": f"C{number}", "label": setting if seed == 0 else None, "linewidth": 1.2}
-                left.plot(sent, percent, **look)
+                look = {"color": f"C{known[setting] % 10}", "linestyle": style, "linewidth": 1.2}
+                label = setting if row is some[0] else None
+                left.plot(sent, percent, label=label, **look)
                 right.plot(seconds, percent, **look)
-        for number, folder in enumerate(beside):
-            name, sent, percent = history(folder)
-            color = str(0.6 * number / len(beside))
-            left.plot(sent, percent, color=color, linewidth=1.2, linestyle="dashed", label=name)
-        left.set_xlabel("MB that a peer has sent")
+        left.set_xlabel("MB that passed the links, both ways, a site")
         right.set_xlabel(f"seconds over {link}")
         for ax in (left, right):
             ax.set_xscale("log")
             ax.grid(alpha=0.25)
-            ax.set_ylabel("mean accuracy of the peers, %")
+            ax.set_ylabel("mean accuracy of the sites, %")
         left.legend(fontsize=8)
     figure.parent.mkdir(parents=True, exist_ok=True)
-    panels.savefig(figure, dpi=100, pil_kwargs={"optimize": True})
+    kind: dict[str, Any] = {"pil_kwargs": {"optimize": True}} if figure.suffix == ".png" else {}
+    panels.savefig(figure, dpi=100, **kind)
     pyplot.close(panels)
 
 
-def main(
-    data: Annotated[Path, typer.Option(help="The folder with weights/ and cifar10/.")],
-    graph: Annotated[str, typer.Option(help="A graph of four peers.")] = "directed-ring-4",
-    seeds: Annotated[int, typer.Option(help="Seeds 0, 1, …", min=1)] = 1,
-    goal: Annotated[float, typer.Option(help="Mean accuracy.")] = 0.9,
-    longest: Annotated[float, typer.Option(help="Seconds after which a run is given up.")] = 600.0,
-    only: Annotated[list[str] | None, typer.Option(help="A link by name; default all.")] = None,
-    setting: Annotated[list[str] | None, typer.Option(help="A setting by name; default all.")] = None,
-    figure: Annotated[Path | None, typer.Option(help="Draw all curves, to the runs' end.")] = None,
-    beside: Annotated[
-        list[Path] | None, typer.Option(help="A finished run's folder: its accuracy against bytes, too.")
-    ] = None,
-) -> None:
-    """Measure each setting on each link."""
+def job(data: Path, setting: str, graph: str, seed: int) -> dict[str, Any]:
+    """Return the run-config of a setting."""
     weights = data / "weights" / "vit_tiny_patch16_224.augreg_in21k_ft_in1k.fp16.safetensors"
-    job = {
+    return {
         "model": "vit_tiny_patch16_224",
         "weights": str(weights.absolute()),
         "dataset": "cifar10",
@@ -232,43 +220,89 @@ def main(
         "topology": graph,
         "checkpoint-every": -1,
         "meet-timeout": 1800.0,
+        "seed": seed,
+        **SETTINGS[setting],
     }
-    if unknown := set(only or ()) - LINKS.keys():
-        raise typer.BadParameter(f"no link is called {min(unknown)!r}; there are {', '.join(LINKS)}")
-    if unknown := set(setting or ()) - SETTINGS.keys():
-        raise typer.BadParameter(f"no setting is called {min(unknown)!r}; there are {', '.join(SETTINGS)}")
-    chosen = {name: more for name, more in SETTINGS.items() if name in (setting or SETTINGS)}
-    found: dict[str, dict[str, list[Took]]] = {}
-    whole = Graph.load(graph)
-    table = Table("link", "setting", "seconds", "times less", "MB a peer", "accuracy", "s an iteration")
-    for name, link in LINKS.items():
-        if only and name not in only:
+
+
+def named(key: Key) -> str:
+    """Return link, setting and seed, for a line of the terminal."""
+    return f"{key[0]} | {key[1]} | seed {key[2]}"
+
+
+def measure(key: Key, data: Path, longest: float, goal: float | None) -> Row:
+    """Do a run, up to ``goal`` if there is one, and return its row."""
+    link, setting, seed, topology, gradients = key
+    settings, graph = job(data, setting, topology, seed), Graph.load(topology)
+    if settings.get("algorithm") == "fedavg":
+        took = run_fedavg(graph.n, LINKS[link], settings, gradients, longest)
+    else:
+        took = run_peers(graph, LINKS[link], settings, gradients, longest, goal)
+    return Row(*key, took)
+
+
+def refuse_unknown(kind: str, given: Sequence[str] | None, known: Sequence[str]) -> list[str]:
+    """Return the names given, in the order of ``known``, by default all of these.
+
+    Raises
+    ------
+    typer.BadParameter
+        When a name is unknown.
+    """
+    if unknown := set(given or ()) - set(known):
+        raise typer.BadParameter(f"no {kind} is called {min(unknown)!r}; there are {'; '.join(known)}")
+    return [name for name in known if not given or name in given]
+
+
+def main(
+    data: Annotated[Path, typer.Option(help="The folder with weights/ and cifar10/.")],
+    graph: Annotated[str, typer.Option(help="A graph of four peers.")] = "directed-ring-4",
+    seeds: Annotated[int, typer.Option(help="Seeds 0, 1, …", min=1)] = 1,
+    seed: Annotated[list[int] | None, typer.Option(help="A seed, instead of --seeds.")] = None,
+    goal: Annotated[float, typer.Option(help="Mean accuracy.")] = 0.9,
+    gradients: Annotated[int, typer.Option(help="Gradients of a site, a multiple of 128.")] = GRADIENTS,
+    longest: Annotated[float, typer.Option(help="Seconds after which a run is given up.")] = 7200.0,
+    only: Annotated[list[str] | None, typer.Option(help="A link by name; default all.")] = None,
+    setting: Annotated[list[str] | None, typer.Option(help="A setting by name; default all.")] = None,
+    file: Annotated[Path | None, typer.Option("--json", help="A line for each finished run.")] = None,
+    figure: Annotated[Path | None, typer.Option(help="Draw all curves, as PNG or SVG.")] = None,
+) -> None:
+    """Measure each setting on each link; without --json and --figure, peers stop at the goal."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that all processes are ended
+    links, settings = refuse_unknown("link", only, [*LINKS]), refuse_unknown("setting", setting, [*SETTINGS])
+    if gradients < ROUND or gradients % ROUND:
+        raise typer.BadParameter(f"--gradients {gradients} is no multiple of {ROUND}")
+    jobs = [
+        (link, title, number, str(job(data, title, graph, number)["topology"]), gradients)
+        for link in links
+        for title in settings
+        for number in seed or range(seeds)
+    ]
+    rows: dict[Key, Row] = {}
+    failed = False
+    for key in jobs:
+        rows |= {row.key: row for row in read(file)}  # other commands may share the file
+        if key in rows:
             continue
-        least: list[float | None] = []
-        for title, more in chosen.items():
-            took = [
-                run(whole, link, {**job, **more, "seed": s}, goal, longest, to_end=figure is not None)
-                for s in range(seeds)
-            ]
-            found.setdefault(name, {})[title] = took
-            reached = [t.seconds for t in took if t.seconds is not None]
-            seconds = statistics.mean(reached) if len(reached) == seeds else None
-            least.append(seconds)
-            row = [
-                name,
-                title,
-                "not reached" if seconds is None else f"{seconds:.1f}",
-                "–" if seconds is None or least[0] is None else f"{least[0] / seconds:.1f} ×",
-                f"{statistics.mean(t.megabytes for t in took):,.1f}",
-                f"{100 * statistics.mean(t.accuracy for t in took):.1f}",
-                f"{statistics.mean(t.iteration for t in took):.3f}",
-            ]
-            table.add_row(*row)
-            typer.echo(" | ".join(row))
-    Console(width=120).print(table)
-    if figure is not None:
-        draw(found, beside or [], figure)
+        begun, end = time.monotonic(), None if file is not None or figure is not None else goal
+        try:
+            rows[key] = measure(key, data, longest, end)
+        except (P2PFTError, RuntimeError, AssertionError) as error:  # the latter from tests/flower
+            failed = True
+            typer.echo(f"{named(key)}: {error}")
+            continue
+        took = rows[key].took
+        if file is not None and took.whole:
+            with file.open("a", encoding="utf-8") as lines:
+                lines.write(rows[key].to_json() + "\n")
+        last = f"{took.curve[-1].accuracy:.3f} at the end{'' if took.whole else ', given up'}"
+        typer.echo(f"{named(key)}: {time.monotonic() - begun:.0f} s in all, {last}")
+    found = [rows[key] for key in jobs if key in rows]
+    typer.echo(table(found, goal))
+    if figure is not None and found:
+        draw(found, figure)
         typer.echo(f"drawn into {figure}")
+    raise typer.Exit(1 if failed else 0)
 
 
 if __name__ == "__main__":

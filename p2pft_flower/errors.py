@@ -63,15 +63,15 @@ def cause_of(error: BaseException) -> Cause:
 
 
 class ConfigError(P2PFTError, ValueError):
-    """A setting is unknown or has a value that cannot be used; names the key, the value and the choices."""
+    """A setting is unknown or has a value that cannot be used; the message names key, value and choices."""
 
 
 class TopologyError(P2PFTError, ValueError):
-    """A graph cannot be used; names the peer or edge and the remedy."""
+    """A graph cannot be used; the message names the peer or edge and the remedy."""
 
 
 class DataError(P2PFTError, ValueError):
-    """A dataset, partition, file or message cannot be used; names the file, field, class or peer."""
+    """A dataset, partition, file or message cannot be used; the message names file, field, class or peer."""
 
 
 def printable(text: str) -> str:

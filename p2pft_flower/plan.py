@@ -159,6 +159,8 @@ class Plan:
     stop_digest : str
         SHA-256, hexadecimal, of the key that only the coordinator knows: a caller who shows the key may stop
         the run. Empty: only neighbours may.
+    look_digest : str
+        The same of another key, which only shows how the run gets on. Empty: nobody may look.
     checkpoint_every : int
         Number of iterations between two checkpoints; negative: none are written.
     checkpoint_files : int
@@ -189,6 +191,7 @@ class Plan:
     facts: RunFacts | None = None
     peer_facts: dict[PeerNumber, PeerFacts] = field(default_factory=dict)
     stop_digest: str = ""
+    look_digest: str = ""
     checkpoint_every: Number = -1
     checkpoint_files: Positive = 2
     resume: ResumePoint | None = None
@@ -237,7 +240,7 @@ class Plan:
         Raises
         ------
         DataError
-            If ``text`` is no plan of this version, or was changed; names the field or the fault.
+            If ``text`` is no plan of this version, or was changed; the message names the field or the fault.
         """
         told = decoded(text, _Sealed, "not a plan of this version")
         if told.schema != SCHEMA:

@@ -114,7 +114,7 @@ def telling_whose(value: str, *, key: str, doing: str) -> Iterator[None]:
     Raises
     ------
     ConfigError
-        In place of any error that is none of this package's.
+        In place of any error that is not one of this package's.
     """
     try:
         yield

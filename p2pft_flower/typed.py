@@ -71,7 +71,7 @@ def decoded(data: bytes | str, kind: type[T], where: object) -> T:
     Raises
     ------
     DataError
-        If ``data`` is no JSON of this type; names ``where`` and the field.
+        If ``data`` is no JSON of this type; the message names ``where`` and the field.
     """
     try:
         return msgspec.json.decode(data, type=kind)
@@ -85,7 +85,7 @@ def read_object(data: bytes, where: object) -> dict[str, Any]:
     Raises
     ------
     DataError
-        If ``data`` is no JSON object; names ``where``, its place.
+        If ``data`` is no JSON object; the message names ``where``, its place.
     """
     try:
         value = json.loads(data)
@@ -102,7 +102,7 @@ def converted(value: Any, kind: type[T], where: object) -> T:
     Raises
     ------
     DataError
-        If ``value`` is not of this type; names ``where``, the value's place, and the field.
+        If ``value`` is not of this type; the message names ``where``, the value's place, and the field.
     """
     try:
         return msgspec.convert(value, kind, str_keys=True)

@@ -103,6 +103,7 @@ OTHER = {
     "rejoin-deadline": 50.0,
     "hang-timeout": 100.0,
     "run-timeout": 3600.0,
+    "name": "pets-lora",
     "output-dir": "/results",
     "checkpoint-every": 7,
     "checkpoints-kept": 3,
@@ -111,6 +112,8 @@ OTHER = {
     "preflight-only": True,
     "observer-address": "office.example:9100",
     "min-peers": 3,
+    "tensorboard": True,
+    "callbacks": "my_module:MyCallback",
 }
 
 

@@ -47,9 +47,10 @@ MAY_IMPORT = {
     "keeping": {"topology", "algorithms", "config"},
     "host": _BELOW_HOST,
     "report": {*_BELOW_HOST, "host"},
+    "report.page": {*_BELOW_HOST, "report"},
     "flower": _FLOWER,
     "lab": {*_BELOW_HOST, *_LEARNING, "host"},
-    "cli": {*_FLOWER, "flower", "lab"},
+    "cli": {*_FLOWER, "report.page", "flower", "lab"},
 }
 # A library that only some layers may import.
 HOME = {
@@ -62,13 +63,14 @@ HOME = {
     "torchvision": {"learning"},
     "safetensors": {"learning", "cli"},
     "opacus": {"learning"},
+    "tensorboard": {"keeping"},
     "starlette": {"cli"},
     "uvicorn": {"cli"},
 }
 # … and what may be imported inside a function only, so that loading the layer stays light.
 LAZY = {
     *((layer, "safetensors") for layer in ("keeping", "report", "cli")),
-    *(("cli", "torch"), ("cli", "uvicorn"), ("learning", "opacus")),
+    *(("cli", "torch"), ("cli", "uvicorn"), ("learning", "opacus"), ("keeping", "tensorboard")),
 }
 FLOWER_PUBLIC = ("flwr.app", "flwr.clientapp", "flwr.serverapp")
 MOST_LINES, MOST_LINES_OF_A_FUNCTION = 500, 70  # a docstring not counted

@@ -68,12 +68,12 @@ class Codec(Protocol):
         ...
 
     def decode(self, payload: bytes, q: int, dtype: np.dtype[Any]) -> Vector:
-        """Return the (q,) vector of ``dtype`` that ``payload`` stands for.
+        """Return the (q,) vector of ``dtype`` that the bytes ``payload`` encode.
 
         Raises
         ------
         ValueError
-            When the bytes are none that :meth:`encode` returns for a (q,) vector.
+            When :meth:`encode` never returns such bytes for a (q,) vector.
         """
         ...
 
@@ -183,7 +183,7 @@ class TopK:
         return self._count(q) * (4 + dtype.itemsize)
 
     def encode(self, vector: Vector) -> bytes:
-        """Return the places and the numbers of the largest; of equal sizes, the choice is NumPy's."""
+        """Return the places of the largest numbers, and these numbers; among equal ones NumPy chooses."""
         count = self._count(vector.size)
         places = np.sort(np.argpartition(np.abs(vector), vector.size - count)[-count:]).astype("<u4")
         numbers: Vector = vector[places].astype(vector.dtype.newbyteorder("<"))
@@ -202,7 +202,7 @@ class TopK:
 
 @dataclass(frozen=True)
 class Joined:
-    """A payload of several vectors of one length, each encoded by itself: their sizes may differ by far.
+    """A payload of several vectors of one length, each encoded by itself: their scales may differ by far.
 
     Attributes
     ----------
@@ -260,9 +260,15 @@ class Checked:
     own: Codec
 
     def try_out(self) -> None:
-        """Refuse a codec whose answers change from call to call, or which loses vectors of some size.
+        """Refuse a codec that changes its answers, or that loses very small or very large numbers.
 
-        Differences vanish as peers agree, so a codec must not lose them when they are small.
+        A codec must return the same bytes each time for a vector, and the same vector each time for these
+        bytes. The encoded differences shrink as the peers agree, so it must keep small numbers too.
+
+        Raises
+        ------
+        ConfigError
+            When the codec is refused.
         """
         drawn = np.random.default_rng(1).standard_normal(_TRIED).astype(np.float32)
         errors = []

@@ -49,10 +49,9 @@ class Memory(NamedTuple):
     Attributes
     ----------
     known : Vector
-        h_i, the out-neighbours' knowledge of the peer's vector.
+        h_i, the approximation of the peer's vector that its out-neighbours have.
     mixed : Vector
-        s_i = Σ_j w_ij h_j, the peer's knowledge of its in-neighbours' vectors, weighted, its own h_i among
-        them.
+        s_i = Σ_j w_ij h_j, summed over the in-neighbours j and the peer itself.
     """
 
     known: Vector

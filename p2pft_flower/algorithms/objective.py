@@ -35,7 +35,7 @@ def peer_weights(objective: str, examples: Sequence[int]) -> npt.NDArray[np.floa
     Raises
     ------
     ConfigError
-        When ``objective`` is neither, or no peer has an image.
+        When ``objective`` is neither of these, or no peer has an image.
     """
     counts = np.asarray(examples, dtype=np.float64)
     if objective == "uniform":

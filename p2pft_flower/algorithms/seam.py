@@ -188,7 +188,7 @@ def heavy_ball(momentum: float, velocity: Vector | None, direction: Vector) -> V
 
 
 def refuse_heavy_ball(momentum: float, name: str) -> None:
-    """Refuse ``momentum`` for the method ``name``, which averages gradients itself, by its own ``beta1``.
+    """Refuse ``momentum`` for the method ``name``, which has a momentum of its own, its option ``beta1``.
 
     Raises
     ------
@@ -203,7 +203,7 @@ def refuse_heavy_ball(momentum: float, name: str) -> None:
 
 
 def require_share(**shares: float) -> None:
-    """Refuse shares, by name, of an old average that are not in [0, 1).
+    """Refuse an old average's share, given by name, that is not in [0, 1).
 
     Raises
     ------

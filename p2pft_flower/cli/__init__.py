@@ -23,8 +23,10 @@ from p2pft_flower.cli import (
     export,
     preflight,
     rejoin,
+    report,
     reproduce,
     run,
+    runs,
     status,
     stop,
     text_embeddings,
@@ -44,6 +46,7 @@ app = typer.Typer(
 app.command("run")(run.run)
 app.command("preflight")(preflight.preflight)
 app.command("compare")(compare.compare)
+app.command("report")(report.report)
 app.command("evaluate")(evaluate.evaluate)
 app.command("export")(export.export)
 app.command("attention")(attention.attention)
@@ -56,6 +59,7 @@ app.command("stop")(stop.stop)
 app.command("rejoin")(rejoin.rejoin)
 app.command("up")(up.up)
 app.command("down")(up.down)
+app.add_typer(runs.app, name="runs")
 app.add_typer(reproduce.app, name="reproduce")
 app.add_typer(topology.app, name="topology")
 app.add_typer(data.app, name="data")

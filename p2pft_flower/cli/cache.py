@@ -36,7 +36,9 @@ def _fail(message: object) -> NoReturn:
 def list_stores(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")] = False,
 ) -> None:
-    """List the stores, the least recently used first, which are removed first when the limit is reached.
+    """List the stores, the least recently used one first.
+
+    When the cache reaches its limit, stores are removed in this order.
 
     Exit codes: 0 the stores were listed; 2 the cache cannot be read.
     """
@@ -65,12 +67,15 @@ def _use(record: StoreRecord) -> str:
 def _about(record: StoreRecord) -> str:
     if record.about is None:
         return "unreadable meta.json"
-    facts = (record.about.get(fact) for fact in ("model", "path", "trunk-dtype"))
+    stored, trunk = " and ".join(record.dtypes), record.about.get("trunk-dtype")
+    if trunk and trunk != stored:
+        stored = f"{stored or 'unknown type'} (its trunk was run in {trunk})"
+    facts = (record.about.get("model"), record.about.get("path"), stored)
     return ", ".join(str(fact) for fact in facts if fact)
 
 
 def as_dict(records: list[StoreRecord], limit: int) -> dict[str, Any]:
-    """Return what ``--json`` prints: sizes in bytes, times in seconds since the epoch.
+    """Return the content of the output of ``--json``: sizes in bytes, times in seconds since the epoch.
 
     Later versions only add keys.
     """
@@ -81,6 +86,7 @@ def as_dict(records: list[StoreRecord], limit: int) -> dict[str, Any]:
             {
                 "name": record.name,
                 "about": record.about,
+                "dtypes": list(record.dtypes),
                 "rows": record.rows,
                 "bytes": record.bytes,
                 "last_used": record.last_used,
@@ -165,7 +171,7 @@ def parse_size(text: str) -> int:
     Raises
     ------
     ConfigError
-        When ``text`` is no size above zero.
+        When ``text`` does not give a size above zero.
     """
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", text.strip())
     unit = UNITS.get(match[2].upper()) if match else None

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from p2pft_flower.cli.run import EXIT_PARTIAL, EXIT_USAGE
+from p2pft_flower.cli.run import EXIT_FAILED, EXIT_PARTIAL, EXIT_STOPPED, EXIT_USAGE
 from p2pft_flower.errors import DataError, P2PFTError
 from p2pft_flower.keeping.folders import require_writable
 from p2pft_flower.report.collected import PeerFiles, collect_results, find_peers
@@ -22,7 +22,10 @@ __all__ = ["collect"]
 
 def collect(
     folders: Annotated[
-        list[Path], typer.Argument(metavar="DIR...", help="The peers' folders of one run, in any place.")
+        list[Path],
+        typer.Argument(
+            metavar="DIR...", help="The peers' folders of a run, or those that hold their runs, in any place."
+        ),
     ],
     out: Annotated[
         Path | None,
@@ -31,17 +34,27 @@ def collect(
         ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print results.json, for scripts.")] = False,
+    run: Annotated[
+        str | None,
+        typer.Option(
+            "--run",
+            metavar="ID",
+            help="The run, if the folders hold several; default the one that began last.",
+        ),
+    ] = None,
     partial: Annotated[
         bool, typer.Option("--partial", help="Make results without the missing peers; they name these peers.")
     ] = False,
 ) -> None:
     """Make a run's results from its peers' own files, without the coordinator.
 
-    Exit codes: 0 results of all peers; 2 no results; 3 results of some: others were lost during the run, or
-    are missing and --partial was given.
+    Of a run that was stopped or failed, these are the scores of each peer's last evaluation.
+
+    Exit codes: 0 results of all peers; 1 the run failed; 2 no results; 3 results of some: others were lost
+    during the run, or are missing and --partial was given; 4 the run was stopped.
     """
     try:
-        peers = find_peers(folders)
+        peers = find_peers(folders, run, lambda note: typer.echo(f"note: {note}", err=True))
         results = collect_results(peers, partial=partial)
         if out is not None:
             require_writable(f"--out {out}", out, "choose another folder")
@@ -60,7 +73,8 @@ def collect(
         typer.echo(f"results: {out / FILE}", err=as_json)
     if results["status"] != "completed":
         typer.echo(f"{results['status']}: {results['error']}", err=True)
-        raise typer.Exit(EXIT_PARTIAL)
+        codes = {"failed": EXIT_FAILED, "stopped": EXIT_STOPPED}
+        raise typer.Exit(codes.get(results["status"], EXIT_PARTIAL))
 
 
 def _copy(peers: Iterable[PeerFiles], out: Path) -> None:

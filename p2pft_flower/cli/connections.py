@@ -54,7 +54,7 @@ def require_flower_home() -> None:
     Raises
     ------
     ConfigError
-        When nothing can be written to it; names variable, folder and remedy.
+        When nothing can be written to it; the message names variable, folder and remedy.
     """
     chosen = os.environ.get("FLWR_HOME")
     require_writable(
@@ -99,8 +99,8 @@ def check_connection(name: str) -> None:
     Raises
     ------
     ConfigError
-        When the connection is unknown (lists the others); when the file is not TOML, or cannot be read or
-        written.
+        When the connection is unknown (the message lists the others); when the file is not TOML, or cannot be
+        read or written.
     FlowerError
         When there is no file yet, though it could be written, and Flower does not write its default one.
     """

@@ -21,7 +21,7 @@ from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from p2pft_flower.report.page import Page
+from p2pft_flower.report.live_page import Page
 
 __all__ = ["FILES", "INTERVAL", "Board", "frames", "make_app"]
 

@@ -12,7 +12,7 @@ import msgspec
 from p2pft_flower.errors import DataError
 from p2pft_flower.keeping.bulletins import Bulletin, bulletins
 from p2pft_flower.report.ended import ending_of, page_of_folder
-from p2pft_flower.report.page import Event, Page, PageEdge, page_of, turns
+from p2pft_flower.report.live_page import Event, Page, PageEdge, page_of, turns
 from p2pft_flower.report.status import PeerStatus
 
 __all__ = ["Watch"]

@@ -117,10 +117,10 @@ def _shares(values: dict[str, Any]) -> dict[str, Any]:
 
 def _by_class(shares: dict[str, Any], title: str) -> Table:
     table = Table(title=Text(title), title_justify="left", show_footer=True)
-    table.add_column("class", footer="all")
+    table.add_column("class", footer="all", overflow="fold")
     columns = [(peer["name"], peer["images"]) for peer in shares["peers"]]
     for name, images in [*columns, ("nobody", shares["unused"]), ("test", shares["test"])]:
-        table.add_column(Text(name), footer=str(sum(images)), justify="right")
+        table.add_column(Text(name), footer=str(sum(images)), justify="right", overflow="fold")
     numbers = zip(*(images for _, images in columns), shares["unused"], shares["test"], strict=True)
     for label, (name, row) in enumerate(zip(shares["classes"], numbers, strict=True)):
         shown = name if name == str(label) else f"{label} {printable(name)}"
@@ -129,7 +129,8 @@ def _by_class(shares: dict[str, Any], title: str) -> Table:
 
 
 def _by_peer(shares: dict[str, Any], title: str) -> Table:
-    table = Table("peer", title=Text(title), title_justify="left")
+    table = Table(title=Text(title), title_justify="left")
+    table.add_column("peer", overflow="fold")
     what = samples_word(shares)
     table.add_column(what, justify="right")
     table.add_column("classes", justify="right")

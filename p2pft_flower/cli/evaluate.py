@@ -116,7 +116,7 @@ def texts_elsewhere(embeddings: Path | None, tower: str | None, names: Path | No
 
 
 def tail_files(path: Path) -> list[Path]:
-    """Return the tails in a run's folder, in the peers' order; of a file, the file itself.
+    """Return the tails in a run's folder, in the peers' order; if ``path`` is a file, that file alone.
 
     Tails of stopped peers are left out.
 
@@ -188,12 +188,10 @@ def _scores(
     scores = []
     for tail in load_tails(files, dataset, data_dir, pixel_range, **texts):
         same = tail.same_images
-        if same is False and dataset is None:
-            raise DataError(
-                f"{tail.file}: the test images of {tail.workload.config.dataset} are other ones here than in "
-                "its run (their labels, file names, sizes or contents differ): name the place of the same "
-                "ones with --data-dir or --dataset, or give --dataset, also with the same value, to score it "
-                "on these"
+        if dataset is None:
+            tail.require_same_images(
+                ": name the place of the same ones with --data-dir or --dataset, or give --dataset, also "
+                "with the same value, to score it on these"
             )
         score = tail.score(untrained=untrained)
         scores.append(

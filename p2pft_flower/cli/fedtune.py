@@ -140,22 +140,24 @@ def reproduce_fedtune(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the comparison as JSON.")] = False,
 ) -> None:
-    """Compare pre-trained models, ways of tuning and methods as FedTune does, and answer its three findings.
+    """Compare pre-trained models, ways of tuning and methods as FedTune does, and test its three findings.
 
     A source is a model with its images, or a file of the features that a model made (docs/features.md):
     vision.model=vit_tiny_patch16_224 vision.dataset=cifar10 vision.data-dir=/data
-    vision-language.dataset=features:/data/clip.npz vision-language.text-embeddings=/data/names.npz. One of
-    the two is enough; without any, it is the embedded model on scikit-learn's digits.
+    vision-language.dataset=features:/data/clip.npz vision-language.text-embeddings=/data/names.npz. One
+    source is enough; if none is given, it is the embedded model on scikit-learn's digits.
 
-    Two factors vary at a time around a base cell, the first value of each: ways × splits and ways × shots
-    with the base method, methods × splits and methods × shots with the base way. Each way, method and
-    split has its own learning rate, chosen on a fifth of the training images, which are held out; never on
-    test images. The runs are made in this process, with the results of those through Flower.
+    A cell is one choice of a way of tuning, a method, a split (partition) and a number of training images a
+    class (shots). The first value in each list makes the base cell. Each comparison varies two of the four
+    and keeps the base value of the others: ways × splits and ways × shots with the base method, methods ×
+    splits and methods × shots with the base way. Each way, method and split has its own learning rate, chosen
+    on a fifth of the training images, which are held out; never on test images. All runs are made in this
+    process; they give the same results as runs through Flower.
 
     Completed runs are not repeated: the same command continues an interrupted comparison.
 
-    Exit codes: 0 every run completed; 1 one did not, and the reason is told; 2 a setting is wrong and
-    nothing was started; 130 it was interrupted.
+    Exit codes: 0 every run completed; 1 a run did not complete, and its reason is printed; 2 a setting is
+    wrong and nothing was started; 130 it was interrupted.
     """
     folder = (out or Path("reproduction") / f"fedtune{'-quick' if quick else ''}").expanduser().absolute()
     with contextlib.ExitStack() as stack:

@@ -174,7 +174,7 @@ def _choice(cell: Cell) -> _Choice:
 
 
 class Study:
-    """All runs of a comparison, and what is known of them.
+    """All runs of a comparison, with the results that are there so far.
 
     Parameters
     ----------
@@ -216,7 +216,7 @@ class Study:
             _claim(folder / "runs" / name, arm)
 
     def go(self) -> Iterator[None]:
-        """Do what is missing, and yield after each run.
+        """Do the runs that are missing, and yield after each of them.
 
         Raises
         ------
@@ -354,7 +354,7 @@ def _claim(folder: Path, arm: Arm) -> None:
     Raises
     ------
     ConfigError
-        When the runs there have other settings; names the first difference.
+        When the runs there have other settings; the message names the first difference.
     """
     source = arm.source
     settings = {**RunConfig.from_mapping(arm.settings).to_mapping(), "validation": VALIDATION}

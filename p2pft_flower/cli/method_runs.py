@@ -25,6 +25,7 @@ FREE = frozenset(
         "strategy-options",
         "local-epochs",
         "topology",
+        "name",
         "output-dir",
         "transport",
         "threads",
@@ -39,6 +40,8 @@ FREE = frozenset(
         "cache",
         "download",
         "verify",
+        "tensorboard",
+        "callbacks",
     }
 )
 """Run-config keys in which runs of the same problem and the same training may differ."""
@@ -79,7 +82,7 @@ def read_runs(paths: Sequence[Path]) -> list[MethodRun]:
     ------
     ConfigError, DataError
         When a folder holds no completed run, two runs are of one method, all are centralized, or runs differ
-        in the problem, or in a setting that is not in :data:`FREE`; names the difference.
+        in the problem, or in a setting that is not in :data:`FREE`; the message names the difference.
     """
     order = {"local": 0, POOLED: 2}
     runs = sorted((r for path in paths for r in _read(path)), key=lambda r: order.get(r.algorithm, 1))
@@ -158,11 +161,7 @@ def load_run_tails(runs: Sequence[MethodRun], peer: int | None) -> list[list[Tai
     loaded = iter(load_tails(file for group in files for file in group))
     tails = [[next(loaded) for _ in group] for group in files]
     for tail in (tail for group in tails for tail in group):
-        if tail.same_images is False:
-            raise DataError(
-                f"{tail.file}: the test images of {tail.workload.config.dataset} are other ones here than in "
-                "its run (their labels, file names, sizes or contents differ)"
-            )
+        tail.require_same_images()
     start = tails[0][0]
     for group in tails[1:]:
         one, two = (tail.metadata["model-digest"] for tail in (start, group[0]))

@@ -18,7 +18,7 @@ def require_cache(learning: LearningConfig) -> None:
     Raises
     ------
     ConfigError
-        When its folder cannot be written to; names variable, folder and remedy.
+        When its folder cannot be written to; the message names variable, folder and remedy.
     """
     if learning.cache and not learning.problem and learning.tune != "full":  # else there is no trunk
         remedy = "set P2PFT_HOME to a folder that can be written, or cache = false"
@@ -36,7 +36,7 @@ def require_places(learning: LearningConfig) -> None:
     Raises
     ------
     ConfigError
-        When such a folder cannot be written to; names variable, folder and remedy.
+        When such a folder cannot be written to; the message names variable, folder and remedy.
     """
     require_cache(learning)
     require_flower_home()

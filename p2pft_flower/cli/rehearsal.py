@@ -166,7 +166,7 @@ def current() -> Rehearsal | None:
     Raises
     ------
     DataError
-        When the file cannot be read, or is damaged or of another version; names the field.
+        When the file cannot be read, or is damaged or of another version; the message names the field.
     """
     file = folder() / "state.json"
     remedy = f"end the processes that have {MARK} in their environment, and remove the file"
@@ -195,7 +195,8 @@ def check_rehearsed(connection: str, graph: Graph, min_peers: int = 0) -> None:
     Raises
     ------
     ConfigError
-        When the numbers do not fit, with both; when Flower's config.toml cannot be read.
+        When the two numbers of peers differ (the message gives both); when Flower's config.toml cannot be
+        read.
     DataError
         When ``state.json`` cannot be read.
     """

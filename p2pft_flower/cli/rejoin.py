@@ -23,7 +23,7 @@ EXIT_USAGE = 2
 
 def rejoin(
     run: Annotated[
-        str, typer.Argument(help="The run's id, which names its folder in the site's output-dir.")
+        str, typer.Argument(help="The run's id, or its name: its folder in the site's output-dir has both.")
     ],
     node_config: Annotated[str, typer.Option(help="The same text or TOML file as the site's SuperNode has.")],
     folder: Annotated[

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import shutil
 import time
 import tomllib
 from collections.abc import Generator, Mapping, Sequence
@@ -18,6 +17,7 @@ import typer
 from p2pft_flower.cli.completion import complete_settings
 from p2pft_flower.cli.fedtune import reproduce_fedtune
 from p2pft_flower.cli.flwr_run import local_superlink
+from p2pft_flower.cli.kept_runs import Kept, begin, look_for_kept
 from p2pft_flower.cli.places import require_places
 from p2pft_flower.cli.reproducing import SEEDS, alone_in, duration, seeds_of
 from p2pft_flower.cli.run import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, execute_or_record
@@ -33,7 +33,6 @@ from p2pft_flower.report.reproduction import (
     reproduction_markdown,
     reproduction_table,
 )
-from p2pft_flower.report.results import FILE, holds_a_run, read_results
 from p2pft_flower.resources import resource_dir
 from p2pft_flower.topology import Graph
 
@@ -77,15 +76,15 @@ class Job:
         Content of the file :data:`MARK`.
     work : float
         Number of training images that the run draws, for the estimate of the time left.
-    leftover : bool
-        Whether an earlier attempt at this very table has begun the run and not completed it.
+    kept : Kept
+        What an earlier attempt at this very table has left of the run.
     """
 
     run: RowRun
     values: dict[str, Any]
     mark: dict[str, Any]
     work: float
-    leftover: bool = False
+    kept: Kept
 
 
 def preset(architecture: str, dataset: str) -> dict[str, Any]:
@@ -335,41 +334,10 @@ def _job(row: Row, values: Mapping[str, Any], method: str, seed: int, folder: Pa
         "weights-sha256": row.sha256,
         "images": [row.available, row.test],
     }
-    run = RowRun(row.dataset, method, seed, str(place))
     iterations = settings["iterations"] * settings["batch-size"] * NODES
-    job = Job(run, own, mark, float(iterations or row.train * settings["epochs"]))
-    before = _mark(here)
-    if not holds_a_run(here):
-        return job
-    if before is None:
-        raise ConfigError(f"{here} holds a run that is none of this command's; choose another --out")
-    if (here / FILE).exists():  # otherwise it was interrupted
-        results = read_results(here)
-        if results["status"] == "completed":
-            if before != mark:
-                raise ConfigError(
-                    f"{here} holds a completed run with other settings ({_first_difference(before, mark)}); "
-                    "choose another --out, or remove that folder"
-                )
-            return replace(job, run=replace(run, results=results, kept=True))
-    return replace(job, leftover=True)
-
-
-def _mark(folder: Path) -> dict[str, Any] | None:
-    """Return the content of the file :data:`MARK` in a run's folder; None if it is missing or unreadable."""
-    try:
-        mark = json.loads((folder / MARK).read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError):
-        return None
-    return mark if isinstance(mark, dict) and mark.get("schema") == MARK_SCHEMA else None
-
-
-def _first_difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    old, new = (
-        {**mark["settings"], **{k: mark[k] for k in ("weights-sha256", "images")}} for mark in (before, now)
-    )
-    key = next(k for k in [*new, *old] if old.get(k) != new.get(k))
-    return f"{key}: {old.get(key)} there, {new.get(key)} now"
+    kept = look_for_kept(here, MARK, mark)
+    run = RowRun(row.dataset, method, seed, str(place), kept.results, kept=kept.results is not None)
+    return Job(run, own, mark, float(iterations or row.train * settings["epochs"]), kept)
 
 
 def _run_all(jobs: Sequence[Job], folder: Path, verbose: bool) -> Generator[tuple[int, RowRun], None, None]:
@@ -380,22 +348,18 @@ def _run_all(jobs: Sequence[Job], folder: Path, verbose: bool) -> Generator[tupl
             typer.echo(f"kept: {job.run.folder}", err=True)
     if not left:
         return
-    begin, done, whole = time.monotonic(), 0.0, sum(job.work for _, job in left)
+    began, done, whole = time.monotonic(), 0.0, sum(job.work for _, job in left)
     with local_superlink() as environment:
         for number, (position, job) in enumerate(left, start=1):
             here = folder / job.run.folder
-            if job.leftover:
-                typer.echo(f"{here} did not complete: it is removed and run again", err=True)
-                shutil.rmtree(here)
-            passed = time.monotonic() - begin
+            passed = time.monotonic() - began
             time_left = f", about {duration(passed / done * (whole - done))} left" if done else ""
             typer.echo(
                 f"--- run {number} of {len(left)}: {DATASETS[job.run.dataset].name}, {job.run.method}, "
                 f"seed {job.run.seed}{time_left}",
                 err=True,
             )
-            here.mkdir(parents=True, exist_ok=True)
-            (here / MARK).write_text(json.dumps(job.mark, indent=2) + "\n", encoding="utf-8")
+            begin(here, MARK, job.mark, job.kept)
             results = execute_or_record(job.values, connection=None, environment=environment, verbose=verbose)
             yield position, replace(job.run, results=results)
             done += job.work

@@ -1,4 +1,4 @@
-"""What the commands of ``p2pft reproduce`` share: a folder of their own, seeds, durations, warnings."""
+"""What commands that make many runs share: a folder of their own, seeds, durations, warnings."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def seeds_of(text: str) -> list[int]:
     Raises
     ------
     ConfigError
-        When one is no whole number, or is given twice.
+        When a seed is no whole number, or is given twice.
     """
     words = [word.strip() for word in text.split(",")]
     if not all(word.isdecimal() for word in words) or len({int(word) for word in words}) < len(words):
@@ -32,8 +32,15 @@ def seeds_of(text: str) -> list[int]:
 
 
 @contextlib.contextmanager
-def alone_in(folder: Path) -> Iterator[None]:
+def alone_in(folder: Path, command: str = "p2pft reproduce") -> Iterator[None]:
     """Lock ``folder`` for a ``with`` block: a second command would treat a run under way as a leftover.
+
+    Parameters
+    ----------
+    folder : Path
+        The folder, made if need be.
+    command : str
+        What locks such folders, for the error; default ``p2pft reproduce``.
 
     Raises
     ------
@@ -49,7 +56,7 @@ def alone_in(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise ConfigError(f"--out {folder}: another p2pft reproduce is at work there") from None
+            raise ConfigError(f"--out {folder}: another {command} is at work there") from None
         yield
 
 

@@ -21,6 +21,8 @@ from p2pft_flower.cli.settings import check, parse_settings, settings_of_resumed
 from p2pft_flower.config import RunConfig
 from p2pft_flower.errors import ConfigError, DataError, P2PFTError
 from p2pft_flower.flower.logs import PREFLIGHT_PASSED, status_in
+from p2pft_flower.flower.resume import by_id
+from p2pft_flower.report.collected import collect_results, find_peers
 from p2pft_flower.report.results import (
     FILE,
     SCHEMA,
@@ -108,7 +110,7 @@ def execute(
     RunStoppedError
         When somebody stopped the run.
     P2PFTError
-        When a setting is wrong, or the run failed; has the first cause.
+        When a setting is wrong, or the run failed; the message has the first cause.
     """
     simulated = connection is None
     config, graph = check(values, here=simulated)
@@ -122,19 +124,17 @@ def execute(
         show=show,
         verbose=verbose,
     )
-    folder = (
-        Path(config.runtime.output_dir) if config.runtime.output_dir else default_output_dir(ended.run_id)
-    )
+    folder = _folder(config, ended.run_id)
     try:
         results = read_results(folder)
     except DataError:
         told = status_in(ended.output, ended.run_id)
         if told is not None and told[0] == "stopped":
-            raise RunStoppedError(f"run {ended.run_id} stopped ({ended.status}): {told[1]}") from None
+            raise RunStoppedError(f"run {ended.run_id}: {told[1]}") from None
         if ended.status == FLOWER_STOPPED:
             raise RunStoppedError(
-                f"run {ended.run_id} stopped ({ended.status}): flwr stop; its coordinator writes "
-                f"{folder / FILE} once it has stopped the peers"
+                f"run {ended.run_id}: flwr stop; its coordinator writes {folder / FILE} once it has stopped "
+                "the peers"
             ) from None
         if ended.completed and not simulated and told is not None:
             return Finished(*told)
@@ -144,10 +144,18 @@ def execute(
         ) from None
     if results["status"] == "stopped" or ended.status == FLOWER_STOPPED:
         why = results["error"] or "flwr stop came when its results were there"
-        raise RunStoppedError(f"run {ended.run_id} stopped ({ended.status}): {why}")
+        raise RunStoppedError(f"run {ended.run_id}: {why}")
     if not results["status"].startswith("completed") or not ended.completed:
-        raise P2PFTError(f"run {ended.run_id} {results['status']} ({ended.status}): {results.get('error')}")
+        failed = f"run {ended.run_id} {results['status']}"
+        if results["status"].startswith("completed"):
+            failed += f", and Flower says of it {ended.status}; p2pft run --verbose shows its whole log"
+        raise P2PFTError(failed + (f": {results['error']}" if results.get("error") else ""))
     return Finished(results["status"], results["error"] or "", folder)
+
+
+def _folder(config: RunConfig, run: str) -> Path:
+    chosen = config.runtime.output_dir
+    return Path(chosen) if chosen else default_output_dir(run, config.runtime.name)
 
 
 def _first_error(output: str) -> str:
@@ -177,7 +185,7 @@ def execute_or_record(
     values : dict
         Run-config keys and values, ``output-dir`` among them.
     connection, environment, verbose
-        As of :func:`execute`.
+        As in :func:`execute`.
 
     Returns
     -------
@@ -221,6 +229,9 @@ def _values(
     if extend:
         values["extend"] = True
     if values.get("resume"):
+        values["resume"], note = by_id(values["resume"])
+        if note:
+            typer.echo(note, err=True)
         values = settings_of_resumed(values, simulated=connection is None)
     config, graph = check(values, here=connection is None)
     if connection is None:
@@ -234,6 +245,15 @@ def _values(
     return values
 
 
+def _known_of(folder: Path, run: str, config: dict[str, Any], error: str) -> dict[str, Any]:
+    """Return what the journals in ``folder`` say of a run that was given up; without journals, its head."""
+    try:
+        return collect_results(find_peers([folder], run), given_up=error)
+    except DataError as problem:
+        typer.echo(f"of the peers nothing is known: {problem}", err=True)
+        return {**head("stopped", run, config), "views": None, "error": error, "config": config}
+
+
 def _record_given_up(values: Mapping[str, Any], started: str | None) -> None:
     """Write results that say that a run simulated here was stopped; the run's processes have ended.
 
@@ -243,14 +263,13 @@ def _record_given_up(values: Mapping[str, Any], started: str | None) -> None:
     if started is None:
         return  # Flower had not begun the run
     config = RunConfig.from_mapping(values)
-    folder = Path(config.runtime.output_dir) if config.runtime.output_dir else default_output_dir(started)
+    folder = _folder(config, started)
     told = config.to_mapping()
     error = "the run was stopped: p2pft run, which simulated it, was ended (Ctrl-C or a signal)"
     try:
         if (folder / FILE).exists() and read_results(folder)["status"].startswith("completed"):
             return
-        results = {**head("stopped", started, told), "views": None, "error": error, "config": told}
-        write_results(folder, results)
+        write_results(folder, _known_of(folder, started, told, error))
     except (OSError, DataError) as problem:
         typer.echo(f"{folder / FILE} cannot say that the run was stopped: {problem}", err=True)
 
@@ -280,7 +299,7 @@ def run(
         str | None,
         typer.Option(
             metavar="RUN",
-            help="Continue from a run's checkpoints: its id or its folder. Its settings apply again.",
+            help="Continue from a run's checkpoints: its id, name or folder. Its settings apply again.",
         ),
     ] = None,
     extend: Annotated[

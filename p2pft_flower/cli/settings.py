@@ -11,7 +11,7 @@ from typing import Any
 from p2pft_flower.algorithms import ALGORITHMS, check_graph
 from p2pft_flower.algorithms.codecs import is_own_codec
 from p2pft_flower.config import RunConfig, config_keys
-from p2pft_flower.errors import ConfigError
+from p2pft_flower.errors import ConfigError, DataError
 from p2pft_flower.flower.method import make_method
 from p2pft_flower.flower.resume import (
     check_length,
@@ -28,10 +28,12 @@ from p2pft_flower.flower.strategies import (
     refuse_own_problem,
     unknown_algorithm,
 )
+from p2pft_flower.host.callbacks import require_watchers
 from p2pft_flower.keeping.resuming import config_differences, refuse
+from p2pft_flower.keeping.run_folders import find_run
 from p2pft_flower.learning.settings import check_learning, require_here
 from p2pft_flower.plugins import check_reference, is_reference
-from p2pft_flower.report.results import default_output_dir
+from p2pft_flower.report.results import FILE, read_results, runs_folder
 from p2pft_flower.resources import resource_dir
 from p2pft_flower.topology import Graph
 from p2pft_flower.topology.schedule import is_own_schedule, scheduled
@@ -81,7 +83,9 @@ def _absolute(key: str, value: Any) -> Any:
     if key == "text-tower" and kind == "local-dir":
         return kind + colon + str(Path(place).expanduser().absolute())
     location, _, name = value.rpartition(":")
-    if key in ("algorithm", "problem", "model", "dataset", "partition") and location.endswith(".py"):
+    if key in ("algorithm", "problem", "model", "dataset", "partition", "callbacks") and location.endswith(
+        ".py"
+    ):
         return f"{Path(location).expanduser().absolute()}:{name}"
     path = Path(value).expanduser()
     is_run = os.path.isdir(path / "peers")  # noqa: PTH112 - Path's own raises where a name is too long
@@ -89,7 +93,7 @@ def _absolute(key: str, value: Any) -> Any:
     is_path = {
         "data-dir": True,
         "output-dir": True,
-        "resume": os.sep in value or is_run or (is_there and not os.path.lexists(default_output_dir(value))),
+        "resume": os.sep in value or is_run or (is_there and find_run(runs_folder(), value) is None),
         "topology": path.suffix in (".yaml", ".yml"),
         "text-embeddings": True,
         "class-names": True,
@@ -182,6 +186,8 @@ def check(values: dict[str, Any], *, here: bool, any_graph: bool = False) -> tup
         if is_own_codec(config.method.codec):
             check_reference(config.method.codec, key="codec", beside=[app])
         require_here(config.learning, graph.n, [app, Path.cwd()])
+        # With a strategy the coordinator has the callback, which looks for modules in the app only.
+        require_watchers(config.runtime, [app, *(() if is_strategy(name) else (Path.cwd(),))])
     return config, graph
 
 
@@ -199,7 +205,7 @@ def _check_runtime(config: RunConfig, graph: Graph, *, here: bool, pooled: bool)
     Raises
     ------
     ConfigError
-        When there is such a setting; names its key.
+        When there is such a setting; the message names its key.
     """
     runtime = config.runtime
     if runtime.min_peers > graph.n:
@@ -235,13 +241,15 @@ def settings_of_resumed(values: Mapping[str, Any], *, simulated: bool) -> dict[s
     Raises
     ------
     ConfigError
-        When a setting differs that must not (lists the differences); when a simulated run is not here.
+        When a setting differs that must not (the message lists the differences); when a simulated run is not
+        here; when the run has completed and is not to become longer.
     DataError
         When a folder of checkpoints cannot be read.
     """
     folder = resumed_folder(values["resume"])
     about = earlier_run(folder)
     if about is None:
+        _refuse_completed(folder, values["resume"], values.get("extend", False))
         if simulated:
             raise ConfigError(
                 f"resume = {values['resume']!r}: there is no checkpoint in good state in {folder}; give the "
@@ -264,7 +272,22 @@ def settings_of_resumed(values: Mapping[str, Any], *, simulated: bool) -> dict[s
     elif length is not None:
         differences += check_length(config, about.iterations, length)
     refuse(values["resume"], differences)
+    _refuse_completed(folder, values["resume"], length != about.iterations)
     return now
+
+
+def _refuse_completed(folder: Path, resume: str, longer: bool) -> None:
+    """Refuse to resume a run that has completed, unless it is to become ``longer``: nothing would be done."""
+    try:
+        results = read_results(folder)
+    except DataError:
+        return  # it has left none, so there may be something to do
+    if results["status"] == "completed" and not longer:
+        raise ConfigError(
+            f"resume = {resume!r}: that run has completed, {results['iterations']} iterations on all peers "
+            f"(its results: {folder / FILE}), so nothing is left to train; p2pft run --resume {resume} "
+            "--extend epochs=… or iterations=… lengthens it"
+        )
 
 
 def method_settings(common: Mapping[str, Any], name: str) -> dict[str, Any]:

@@ -19,7 +19,7 @@ EXIT_FAILED = 1
 
 def stop(
     run: Annotated[
-        str | None, typer.Argument(help="The run's id; all runs of this machine without it.")
+        str | None, typer.Argument(help="The run's id or name; all runs of this machine without it.")
     ] = None,
 ) -> None:
     """End the peers that train on this machine, and through them all peers of their runs, on any machine.
@@ -27,9 +27,12 @@ def stop(
     If peers exchange nothing (algorithm = local), only those of this machine end.
 
     The peers are looked up in P2PFT_HOME, which must be the SuperNode's. Exit codes: 0 they have ended; 1
-    there is none, one cannot be reached, or one does not end.
+    there is none, several have the name, one cannot be reached, or one does not end.
     """
     found = running(run)
+    if run is not None and len(ids := sorted({there.run for there in found})) > 1:
+        typer.echo(f"runs {', '.join(ids)} are called {run}: give the id of one", err=True)
+        raise typer.Exit(EXIT_FAILED)
     if not found:
         what = f"no peer of run {run} trains" if run else "no peer trains"
         typer.echo(

@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from p2pft_flower.cli.completion import complete_graphs
+from p2pft_flower.cli.topology_audit import audit_graph
 from p2pft_flower.errors import ConfigError, TopologyError
 from p2pft_flower.topology import Graph
 from p2pft_flower.topology.generators import GENERATORS
@@ -22,7 +23,10 @@ from p2pft_flower.topology.sources import shipped
 
 __all__ = ["app"]
 
-app = typer.Typer(help="Show the graphs that peers exchange over.", no_args_is_help=True)
+app = typer.Typer(
+    help="Show the graphs that peers exchange over, and what peers can reconstruct.", no_args_is_help=True
+)
+app.command("audit")(audit_graph)
 
 SHOWN_NEIGHBOURS = 8
 """Most neighbours that a cell of the table lists; ``--json`` lists them all."""
@@ -88,9 +92,9 @@ def list_graphs() -> None:
     except OSError as error:
         _fail(error)
     console = Console()
-    table = Table(
-        "name", "peers", "edges", "kind", "description", title="Shipped graphs", title_justify="left"
-    )
+    table = Table(title="Shipped graphs", title_justify="left")
+    for header in ("name", "peers", "edges", "kind", "description"):
+        table.add_column(header, overflow="fold")  # what is to be typed must not be cut
     for name in names:
         try:
             graph = Graph.load(name)
@@ -102,7 +106,9 @@ def list_graphs() -> None:
         )
     console.print(table)
     console.print()
-    table = Table("spec", "example", "graph", title="Generators", title_justify="left")
+    table = Table(title="Generators", title_justify="left")
+    for header in ("spec", "example", "graph"):
+        table.add_column(header, overflow="fold")
     for generator in GENERATORS.values():
         table.add_row(Text(generator.form), Text(generator.example), Text(generator.meaning))
     console.print(table)

@@ -147,7 +147,7 @@ class LearningConfig:
     Raises
     ------
     ConfigError
-        If a value cannot be used; names the key, the value and the choices.
+        If a value cannot be used; the message names the key, the value and the choices.
     """
 
     problem: str = ""
@@ -241,7 +241,8 @@ class LearningConfig:
         Raises
         ------
         ConfigError
-            If ``problem`` names no function, or keys of vision transformers are set beside it; names these.
+            If ``problem`` names no function, or keys of vision transformers are set beside it; the message
+            names these.
         """
         if not is_reference(self.problem):
             raise ConfigError(
@@ -261,7 +262,7 @@ class LearningConfig:
         Raises
         ------
         ConfigError
-            If some settings do not go together; names these.
+            If two settings contradict each other; the message names them.
         """
         self._check_features()
         if self.sited and self.partition not in ("auto", "own"):
@@ -355,7 +356,7 @@ class LearningConfig:
         Raises
         ------
         ConfigError
-            If a setting is for the other kind of samples, or is missing; names it.
+            If a setting is for the other kind of samples, or is missing; the message names it.
         """
         self._check_text()
         kind, _, number = self.tune.partition(":")

@@ -56,7 +56,7 @@ class MethodConfig:
     Raises
     ------
     ConfigError
-        If a value cannot be used; names the key, the value and the choices.
+        If a value cannot be used; the message names the key, the value and the choices.
     """
 
     algorithm: str = "p2pft"

@@ -25,7 +25,8 @@ def read_channels(key: str, text: str) -> tuple[float, ...]:
     Raises
     ------
     ConfigError
-        If the text is something else, or a number cannot be ``key`` ("mean" or "std"); names ``key``.
+        If the text is something else, or a number cannot be ``key`` ("mean" or "std"); the message names
+        ``key``.
     """
     try:
         numbers = tuple(float(part) for part in text.split(",")) if text else ()

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from p2pft_flower.config.bounds import require, require_bounds
+from p2pft_flower.plugins import is_reference
 
 __all__ = ["TRANSPORTS", "RuntimeConfig"]
 
@@ -29,7 +30,7 @@ class RuntimeConfig:
         Length of the run in iterations; 0 lets ``epochs`` decide.
     evaluate_every : int
         Number of iterations between two evaluations; 0: once an epoch. The last iteration is always
-        evaluated. Flower's strategies are evaluated after every round.
+        evaluated. Flower's strategies are evaluated at the end of the round in which the iteration is done.
     transport : {"auto", "memory", "grpc"}
         ``auto``: in memory within a host, sockets between hosts. ``memory``: all peers on one host.
         ``grpc``: sockets even within a host.
@@ -57,6 +58,9 @@ class RuntimeConfig:
         (``on_failure = "stop"``: the run ends).
     run_timeout : float
         Seconds after which the coordinator gives a run up.
+    name : str
+        The run's name, by which commands find it beside its id; empty: none. Its folder is then called
+        ``<name>-<run id>`` instead of ``<run id>``, unless ``output_dir`` chooses the folder.
     output_dir : str
         Absolute folder for the results; empty: ``$P2PFT_HOME/runs/<run id>``.
     preflight_only : bool
@@ -68,13 +72,19 @@ class RuntimeConfig:
     checkpoints_kept : int
         Number of the newest iterations of which every peer has a checkpoint.
     resume : str
-        The run from which to go on, by its id, or by its folder's absolute path; empty: none.
+        The run from which to go on, by its id, its name, or its folder's absolute path; empty: none.
     extend : bool
         Whether a run that is resumed may be longer than before.
     observer_address : str
         ``host:port`` at which the coordinator of a deployment listens to the peers' progress, and at which
-        they reach the coordinator; empty: the coordinator has their scores at the end only. No peer waits for
-        the coordinator.
+        they reach the coordinator; empty: the coordinator looks at those that it can reach itself. No peer
+        waits for the coordinator.
+    tensorboard : bool
+        Whether the peers' scores, and the consensus error at the coordinator, are written as TensorBoard's
+        event files into the folder ``tensorboard`` of the run's folder.
+    callbacks : str
+        What is called at each evaluation, each change of view and the end, ``my_module:MyCallback``; empty:
+        nothing. It runs in a thread of its own in every host.
     min_peers : int
         The least number of peers with which a run on SuperNodes may start if others are missing after
         ``meet_timeout``; 0: all of the graph. With fewer peers no view goes on (``on_failure``), nor does a
@@ -83,7 +93,7 @@ class RuntimeConfig:
     Raises
     ------
     ConfigError
-        If a value cannot be used; names the key, the value and the right values.
+        If a value cannot be used; the message names the key, the value and the right values.
     """
 
     topology: str = "directed-ring-4"
@@ -98,6 +108,7 @@ class RuntimeConfig:
     rejoin_deadline: float = 600.0
     hang_timeout: float = 1800.0
     run_timeout: float = 604_800.0
+    name: str = ""
     output_dir: str = ""
     checkpoint_every: int = 0
     checkpoints_kept: int = 2
@@ -105,6 +116,8 @@ class RuntimeConfig:
     extend: bool = False
     preflight_only: bool = False
     observer_address: str = ""
+    tensorboard: bool = False
+    callbacks: str = ""
     min_peers: int = 0
 
     def __post_init__(self) -> None:
@@ -120,7 +133,19 @@ class RuntimeConfig:
             or re.fullmatch(r"[\w-]{1,64}", self.resume, re.ASCII) is not None,
             "resume",
             self.resume,
-            "a run's id (letters, digits, - and _), or the absolute path of a run's folder",
+            "a run's id or name (letters, digits, - and _), or the absolute path of a run's folder",
+        )
+        require(
+            re.fullmatch(r"([A-Za-z][\w-]{0,63})?", self.name, re.ASCII) is not None,
+            "name",
+            self.name,
+            "empty, or 1 to 64 letters, digits, - and _, the first one a letter (a folder's name has it)",
+        )
+        require(
+            not self.callbacks or is_reference(self.callbacks),
+            "callbacks",
+            self.callbacks,
+            "empty, or my_module:MyCallback or /path/file.py:MyCallback (docs/extending.md)",
         )
         require_bounds(self)
         require(self.epochs >= 1 or self.iterations >= 1, "epochs", self.epochs, "a whole number >= 1")

@@ -18,17 +18,21 @@ from typing import TYPE_CHECKING, Any
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
+from p2pft_flower.algorithms import ALGORITHMS
 from p2pft_flower.config import LearningConfig, RunConfig
-from p2pft_flower.errors import ConfigError, P2PFTError, cause_of
+from p2pft_flower.errors import ConfigError, DataError, P2PFTError, cause_of
 from p2pft_flower.flower import messages
 from p2pft_flower.flower.host_process import run_host
 from p2pft_flower.flower.logs import kept_warnings, log_to_stream
-from p2pft_flower.flower.site import Site
+from p2pft_flower.flower.messages import HostReport
+from p2pft_flower.flower.metrics import served
+from p2pft_flower.flower.site import FLOWERS, Site
+from p2pft_flower.host.callbacks import require_watchers
 from p2pft_flower.host.host import Host, PeerFailedError
 from p2pft_flower.host.own_problem import Plugged
 from p2pft_flower.host.wires import Access
 from p2pft_flower.keeping.folders import look_at
-from p2pft_flower.keeping.lines import Outcome, ViewChange
+from p2pft_flower.keeping.lines import Outcome, Report
 from p2pft_flower.keeping.progress import told_evaluations
 from p2pft_flower.keeping.rejoining import kept_plan, save_plan
 from p2pft_flower.keeping.resuming import look_through
@@ -41,6 +45,7 @@ from p2pft_flower.learning.model.model_facts import (
 )
 from p2pft_flower.learning.settings import check_privacy, require_accountant_here
 from p2pft_flower.plan import Plan, config_digest
+from p2pft_flower.plugins import is_reference
 from p2pft_flower.resources import home
 from p2pft_flower.transport import Prober
 from p2pft_flower.typed import plain
@@ -74,7 +79,7 @@ def versions() -> dict[str, str]:
 
 @lru_cache(maxsize=2)
 def holdings(config: LearningConfig, n: int, pooled: str, peers: tuple[int, ...] | None) -> Holdings:
-    """Look at the peers' images once for each process; parameters as of :class:`Holdings`."""
+    """Look at the peers' images once for each process; the parameters are those of :class:`Holdings`."""
     return Holdings(config, n, pooled=pooled, peers=peers)
 
 
@@ -204,7 +209,7 @@ def make_client_app() -> ClientApp:
 
     @app.query("hello")
     def hello(message: Message, context: Context) -> Message:
-        return messages.reply(message, _guarded(_hello, message, context))
+        return messages.reply(message, {**_guarded(_hello, message, context), **_sender(context)})
 
     @app.query("preflight")
     def preflight(message: Message, context: Context) -> Message:
@@ -212,9 +217,9 @@ def make_client_app() -> ClientApp:
 
     @app.train("peers")
     def train_peers(message: Message, context: Context) -> Message:
-        views: list[ViewChange] = []  # the answer has them also if the host fails
-        body = _guarded(_train_peers, message, context, views)
-        return messages.reply(message, {**body, "views": plain(views)})
+        told = HostReport()  # the answer has it also if the host fails
+        body = _guarded(_train_peers, message, context, told)
+        return messages.reply(message, {**body, "report": plain(told)})
 
     @app.train("clients")
     def train_clients(message: Message, context: Context) -> Message:
@@ -248,6 +253,19 @@ def _guarded(handle: Any, *arguments: Any) -> dict[str, Any]:
         }
 
 
+def _sender(context: Context) -> dict[str, Any]:
+    """Return peer, address and machine of the SuperNode that answers, for errors; empty in simulation.
+
+    The node-config may be what is wrong, so nothing of it is relied upon.
+    """
+    given = context.node_config
+    if given.keys() & FLOWERS:
+        return {}
+    keys = {"peer": "peer-id", "site": "site-name", "address": "peer-address"}
+    told = {**{name: given.get(key) for name, key in keys.items()}, "machine": platform.node()}
+    return {"sender": {key: str(value)[:200] for key, value in told.items() if value is not None}}
+
+
 def _hello(message: Message, context: Context) -> dict[str, Any]:
     """Return this node's answer to a hello: its peer, and facts of its data.
 
@@ -258,7 +276,14 @@ def _hello(message: Message, context: Context) -> dict[str, Any]:
     config = RunConfig.from_mapping(asked["config"])
     site = Site.of(context.node_config)
     here = _peers_here(site)
-    own = None if site is None else site.credentials()  # faults of certificates shall be known now
+    name = config.method.algorithm
+    if name in ALGORITHMS or is_reference(name):  # a strategy of Flower is watched by the coordinator
+        require_watchers(config.runtime)
+    own, fault = None, ""
+    try:
+        own = None if site is None else site.credentials()
+    except ConfigError as error:  # told with all that the coordinator finds wrong, at this site and at others
+        fault = str(error)
     images = ""
     facts = _Facts({}, "", (), (), (), {}, {}, 0, "")
     if here is None or 0 <= here[0] < asked["n"]:  # the coordinator refuses any other peer-id
@@ -279,6 +304,7 @@ def _hello(message: Message, context: Context) -> dict[str, Any]:
         "cpus": os.cpu_count(),
         "federation": "" if own is None else own.federation,
         "certificate": "" if own is None else f"{own.facts.not_after:%Y-%m-%d}",
+        "fault": fault,
         "insecure": site is not None and site.insecure,
         **vars(facts),
         "images": images,
@@ -304,19 +330,22 @@ def _preflight(message: Message, context: Context) -> dict[str, Any]:
     if site is None:
         raise ConfigError("a preflight looks at SuperNodes of a deployment; this one has no peer-id")
     addresses = {int(p): str(a) for p, a in asked["addresses"].items()}
-    access, own = site.access(), addresses.pop(site.peer_id)
+    own = addresses.pop(site.peer_id)
     config = RunConfig.from_mapping(asked["config"])
-    folder = site.output_folder(asked["run"], config.runtime.output_dir)
+    folder = site.output_folder(asked["run"], config.runtime.output_dir, config.runtime.name)
     folders = [look_at("output-dir", folder), look_at("home", home())]
-    with Prober(
-        asked["run"],
-        site.peer_id,
-        access.bind_address or own,
-        addresses,
-        credentials=access.credentials,
-        insecure=access.insecure,
-    ) as prober:
-        links = prober.probe(asked["timeout"])
+    links = []
+    if addresses:  # none where the certificates cannot be used, which the coordinator knows
+        access = site.access()
+        with Prober(
+            asked["run"],
+            site.peer_id,
+            access.bind_address or own,
+            addresses,
+            credentials=access.credentials,
+            insecure=access.insecure,
+        ) as prober:
+            links = prober.probe(asked["timeout"])
     return {
         "links": [asdict(link) for link in links],
         "folders": [asdict(f) for f in folders],
@@ -349,7 +378,7 @@ def rejoin(run: str, site: Site, folder: Path | None = None) -> tuple[Outcome, P
     Parameters
     ----------
     run : str
-        The run's id.
+        The run's id, or its name if ``folder`` is not given.
     site : Site
         The site's settings, as its SuperNode has them.
     folder : Path, optional
@@ -366,7 +395,7 @@ def rejoin(run: str, site: Site, folder: Path | None = None) -> tuple[Outcome, P
     ------
     P2PFTError
         When there is no such run here, when it has ended or runs already, or when data, model or certificates
-        cannot be used; names the fault and its place.
+        cannot be used; the message names the fault and its place.
     LostContactError
         When nobody has let the peer in before ``rejoin-deadline``.
     ExchangeStoppedError
@@ -374,7 +403,11 @@ def rejoin(run: str, site: Site, folder: Path | None = None) -> tuple[Outcome, P
     PeerFailedError
         When the peer's own code raised.
     """
-    folder = (site.output_folder(run, "") if folder is None else folder.expanduser()).absolute()
+    if folder is None:
+        run, folder, note = site.found(run)
+        if note:
+            log.info("%s", note)
+    folder = folder.expanduser().absolute()
     plan = dataclasses.replace(kept_plan(folder, run, site.peer_id), output_dir=str(folder))
     told = {} if plan.facts is None else plan.facts.versions
     if differing := [
@@ -382,32 +415,45 @@ def rejoin(run: str, site: Site, folder: Path | None = None) -> tuple[Outcome, P
     ]:
         log.warning("not the versions that the run began with: %s", ", ".join(differing))
     host = _host(plan, site, joining=True)
-    (outcome,) = run_host(host, deployed=True)
+    with served(site.metrics_address, run):
+        (outcome,) = run_host(host, deployed=True)
     return outcome, folder
 
 
-def _train_peers(message: Message, context: Context, views: list[ViewChange]) -> dict[str, Any]:
-    """Run this host's peers for the whole run, and return their outcomes and evaluations.
+def _train_peers(message: Message, context: Context, told: HostReport) -> dict[str, Any]:
+    """Run this host's peers for the whole run, and return their outcomes.
 
-    The host's changes of view are put into ``views``, also if it fails.
+    All else that the coordinator is to know is put into ``told``, also if the host fails.
     """
     plan = Plan.from_json(messages.unpack(message)["plan"])
     site = Site.of(context.node_config)
     config = plan.config
     if site is not None:
-        own = site.writable_folder(plan.run, config.runtime.output_dir)
+        own = site.writable_folder(plan.run, config.runtime.output_dir, config.runtime.name)
         plan = dataclasses.replace(plan, output_dir=str(own))
         if plan.resume is not None:
-            kept = str(site.resumed_folder(config.runtime.resume))
-            plan = dataclasses.replace(plan, resume=dataclasses.replace(plan.resume, folder=kept))
+            # By its id: the newest run of a name may be this one by now, by another host of this machine.
+            by_path = Path(config.runtime.resume).is_absolute()
+            kept = site.resumed_folder(config.runtime.resume if by_path else plan.resume.run)
+            plan = dataclasses.replace(plan, resume=dataclasses.replace(plan.resume, folder=str(kept)))
         if plan.members:
             save_plan(plan)
     host = _host(plan, site)
     try:
-        outcomes = run_host(host, deployed=site is not None)
+        with served("" if site is None else site.metrics_address, plan.run):
+            outcomes = run_host(host, deployed=site is not None)
     finally:
-        views += host.views
+        told.views, told.failures, told.seconds = host.views, host.failures, host.seconds
+        if site is not None:  # in simulation the coordinator can read the peers' journals
+            told.evaluations = _evaluations(plan)
+    return {"outcomes": plain(outcomes)}
+
+
+def _evaluations(plan: Plan) -> list[Report]:
+    """Return the evaluations that a deployed host sends to the coordinator; none without a journal."""
     folder = Path(plan.output_dir) / "peers"
-    # In simulation the coordinator can read the peers' logs; in a deployment it has these answers only.
-    told = [] if site is None else [e for o in outcomes for e in told_evaluations(folder, o.peer, plan.n)]
-    return {"outcomes": plain(outcomes), "evaluations": plain(told)}
+    try:
+        return [e for p in plan.peers for e in told_evaluations(folder, p.peer, plan.n)]
+    except DataError as error:  # the host may have failed for the same reason, which is to be told
+        log.warning("the coordinator is not told of evaluations: %s", error)
+        return []

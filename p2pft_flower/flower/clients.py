@@ -80,7 +80,9 @@ def answer(message: Message, act: Callable[..., RecordDict], build: Build, site:
         workload = build(config.learning, task["n"], "", None)
     else:
         workload = build(site.with_own_data(config.learning), task["n"], "", (site.peer_id,))
-        task["output-dir"] = str(site.writable_folder(str(task["run"]), config.runtime.output_dir))
+        task["output-dir"] = str(
+            site.writable_folder(str(task["run"]), config.runtime.output_dir, config.runtime.name)
+        )
     content = RecordDict()
     for peer in task["peers"]:
         try:
@@ -175,7 +177,7 @@ def evaluate(
     arrays: ArrayRecord,
     told: ConfigRecord,
 ) -> RecordDict:
-    """Score the server's θ on the peer's test images, and return the scores; parameters as of :func:`train`.
+    """Score the server's θ on the peer's test images; return the scores. :func:`train` has the parameters.
 
     The scores also go into the peer's journal. After the last round, θ is saved as the peer's tail.
 
@@ -198,6 +200,7 @@ def evaluate(
         loss=score.loss,
         accuracy=score.accuracy,
         accuracy_unseen=score.accuracy_unseen,
+        accuracy_seen=score.accuracy_seen,
         sketch=sketch.encode(sketch.Sketcher(theta.size)(theta)),
         evaluation=passed,
     )

@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 import signal
 import threading
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from p2pft_flower.report.results import ViewRow, head, write_results
 
-__all__ = ["STOPPED", "Ending"]
+__all__ = ["STOPPED", "ResultsOnce"]
 
 log = logging.getLogger("p2pft_flower")
 
@@ -19,8 +20,8 @@ STOPPED = "the run was stopped: its ServerApp was told to end"
 """The reason of a run whose ServerApp was ended by a signal, if nothing more is known."""
 
 
-class Ending:
-    """Writes the results of a run once: either its ServerApp does, or the handler of a signal that ends it.
+class ResultsOnce:
+    """Writes a run's results.json exactly once: the ServerApp does, or the handler of a signal that ends it.
 
     Parameters
     ----------
@@ -32,15 +33,21 @@ class Ending:
     Attributes
     ----------
     folder : Path or None
-        The folder of the results; None as long as it is not known, and then nothing is written.
+        The folder of the results; None until it is known. Nothing is written while it is None.
+    known : callable or None
+        Returns what is known of the run, as results.json has it; None before its peers train.
+    begun : float
+        The time at which the run began, Unix seconds.
     reason : str or None
-        The reason in the results when a signal ends the run; None: nothing is written, for its peers train
-        on.
+        The reason that the results give when a signal ends the run. None if the peers train on: then nothing
+        is written.
     """
 
     def __init__(self, run_id: str, values: Mapping[str, Any]) -> None:
         self.folder: Path | None = None
+        self.known: Callable[[], dict[str, Any]] | None = None
         self.reason: str | None = STOPPED
+        self.begun = time.time()
         self._run_id, self._values = run_id, dict(values)
         self._claimed = threading.Lock()
 
@@ -57,14 +64,21 @@ class Ending:
         if self.folder is None or self.reason is None or not self.claim():
             return True
         try:
-            path = self.write("stopped", f"{self.reason} ({number.name})", None)
+            known = None if self.known is None else self.known()
+            path = self.write("stopped", f"{self.reason} ({number.name})", None, known)
         except OSError as error:  # it must not keep the signal from being obeyed
             log.error("run %s: %s; its results cannot be written: %s", self._run_id, self.reason, error)  # noqa: TRY400
         else:
             log.warning("run %s: %s; what there is was written to %s", self._run_id, self.reason, path)
         return True
 
-    def write(self, status: str, reason: str, views: Sequence[ViewRow] | None) -> Path:
+    def write(
+        self,
+        status: str,
+        reason: str,
+        views: Sequence[ViewRow] | None,
+        known: Mapping[str, Any] | None = None,
+    ) -> Path:
         """Write the results of a run that did not complete, and return their path.
 
         Parameters
@@ -75,6 +89,8 @@ class Ending:
             The results' ``error``.
         views : sequence of ViewRow or None
             The changes of view in the hosts' answers; None: the hosts could not be asked any more.
+        known : mapping, optional
+            What else is known of the run, as results.json has it; default nothing.
 
         Raises
         ------
@@ -85,7 +101,10 @@ class Ending:
         """
         if self.folder is None:
             raise RuntimeError("nobody has said where the results go")
-        results = head(status, self._run_id, self._values)
-        return write_results(
-            self.folder, {**results, "views": views, "error": reason, "config": self._values}
-        )
+        results = {**head(status, self._run_id, self._values), **self.times()}
+        told = {"views": views, "error": reason, "config": self._values}
+        return write_results(self.folder, {**results, **(known or {}), "status": status, **told})
+
+    def times(self) -> dict[str, float]:
+        """Return the results' ``begun`` and ``ended``, Unix seconds, of a run that ends now."""
+        return {"begun": self.begun, "ended": time.time()}

@@ -6,12 +6,14 @@ import math
 import os
 import signal
 import threading
+from pathlib import Path
 
 from p2pft_flower.flower.signals import before_obeying
 from p2pft_flower.flower.supernode import answers, watched
 from p2pft_flower.host.agreement import LostContactError
 from p2pft_flower.host.host import Host
 from p2pft_flower.keeping.lines import Outcome
+from p2pft_flower.keeping.run_folders import in_use
 from p2pft_flower.keeping.running import registered
 from p2pft_flower.transport import ExchangeStoppedError
 
@@ -65,16 +67,17 @@ def run_host(host: Host, *, deployed: bool) -> list[Outcome]:
         return orphaned.is_set() or (os.getppid() != parent and not answers())
 
     thread = threading.Thread(target=run, name="p2pft-host", daemon=True)
-    if not deployed:
-        _watch(host, thread, math.inf)
-    else:
-        peers = [p.peer for p in host.plan.peers]
-        with (
-            registered(host.plan.run, peers, host.neighbours) as entry,
-            before_obeying(stop, answers),
-            watched(supernode_died),
-        ):
-            _watch(host, thread, LEAVE)
+    with in_use(Path(host.plan.output_dir)):
+        if not deployed:
+            _watch(host, thread, math.inf)
+        else:
+            peers, name = [p.peer for p in host.plan.peers], host.plan.config.runtime.name
+            with (
+                registered(host.plan.run, peers, host.neighbours, name) as entry,
+                before_obeying(stop, answers),
+                watched(supernode_died),
+            ):
+                _watch(host, thread, LEAVE)
     if failure:
         raise failure[0]
     return result[0]

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass, field
 from typing import Any
 
 from flwr.app import ConfigRecord, Message, RecordDict
+
+from p2pft_flower.keeping.lines import Failed, Report, ViewChange
 
 __all__ = [
     "CLIENTS_EVALUATE",
@@ -13,10 +16,34 @@ __all__ = [
     "HELLO",
     "PREFLIGHT",
     "TRAIN_PEERS",
+    "HostReport",
     "pack",
     "reply",
     "unpack",
 ]
+
+
+@dataclass
+class HostReport:
+    """What a host tells the coordinator when it ends, in whatever way, beside its peers' outcomes.
+
+    Attributes
+    ----------
+    views : list of ViewChange
+        The host's changes of view.
+    evaluations : list of Report
+        Some of the peers' evaluations, of a deployed host.
+    failures : list of Failed
+        The last lines of its peers' journals if it has given up.
+    seconds : float
+        Seconds from its plan to its end.
+    """
+
+    views: list[ViewChange] = field(default_factory=list)
+    evaluations: list[Report] = field(default_factory=list)
+    failures: list[Failed] = field(default_factory=list)
+    seconds: float = 0.0
+
 
 HELLO = "query.hello"
 PREFLIGHT = "query.preflight"

@@ -5,12 +5,15 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Mapping
+from dataclasses import replace
 
 from p2pft_flower.config import RunConfig
 from p2pft_flower.errors import DataError
+from p2pft_flower.flower.run import Run
 from p2pft_flower.host.bulletin import BulletinWriter
-from p2pft_flower.host.standings import Standings
-from p2pft_flower.keeping.lines import ViewChange
+from p2pft_flower.host.standings import Heard, Standings
+from p2pft_flower.keeping import sketch
+from p2pft_flower.keeping.lines import Report, ViewChange
 from p2pft_flower.transport import Gossip, PeerReport, PeerScores, Scores, Signed
 from p2pft_flower.typed import decoded
 
@@ -59,7 +62,7 @@ class Office:
         names: Mapping[int, str],
         folder: str,
     ) -> None:
-        self._hosts = dict(hosts)
+        self._hosts, self._iterations = dict(hosts), iterations
         self._member_of = {p: m for m, peers in hosts.items() for p in peers}
         self._standings = Standings(run, _NOBODY, self._hosts, iterations, None)
         self._bulletin = BulletinWriter(run, config, n, iterations, (), self._hosts, names, folder)
@@ -78,27 +81,82 @@ class Office:
         self._thread.join(_END)
         self._bulletin.remove()
 
+    @classmethod
+    def of(cls, run: Run) -> Office:
+        """Return the office of a run."""
+        hosts = {min(h.peers): h.peers for h in run.hosts}
+        return cls(run.id, run.config, run.graph.n, run.iterations, hosts, run.names, str(run.folder))
+
+    def known(self) -> Gossip:
+        """Return how new the standings and scores here are, for a look."""
+        return self._standings.known()
+
+    def hear(self, answer: Gossip) -> tuple[list[Report], list[ViewChange]]:
+        """Take a peer's answer to a look in; return the evaluations and changes of view that are new.
+
+        The answer has the scores of the peers of that host with their sketches, and those of others without.
+        """
+        before = {p: s.iteration for p, s in self._evaluated().items()}
+        self._standings.hear(answer)
+        for scores in answer.own_scores:
+            if self._member_of.get(scores.peer) == self._member_of.get(answer.sender, _NOBODY):
+                self._keep(scores)
+        reports = [_report(s) for p, s in self._evaluated().items() if s.iteration > before.get(p, -1)]
+        return reports, [c for line in answer.view_changes if (c := self._take_view(line, answer.sender))]
+
+    def _keep(self, scores: PeerScores) -> None:
+        if len(scores.sketch) not in (0, sketch.SIZE) or scores.iteration > self._iterations:
+            log.warning("scores of peer %d that are none of this run's were left out", scores.peer)
+            return
+        with self._lock:
+            known = self._scores.get(scores.peer)
+            if known is None or known.iteration <= scores.iteration:
+                self._scores[scores.peer] = scores
+
+    def _evaluated(self) -> dict[int, PeerScores]:
+        """Return each peer's last scores: its own word, or, if that is newer, what others have told of it."""
+        heard = self._standings.heard().values()
+        told = {s.peer: s for h in heard if h.scores is not None for s in h.scores.peers}
+        with self._lock:
+            for peer, own in self._scores.items():
+                if peer not in told or told[peer].iteration <= own.iteration:
+                    told[peer] = own
+        return dict(sorted(told.items()))
+
+    def _heard(self) -> dict[int, Heard]:
+        heard, evaluated = self._standings.heard(), self._evaluated()
+        nothing = Heard(None, None, 0.0)
+        return {
+            m: replace(
+                heard.get(m, nothing),
+                scores=Scores(member=m, peers=[evaluated[p] for p in peers if p in evaluated]),
+            )
+            for m, peers in self._hosts.items()
+        }
+
     def take(self, report: PeerReport) -> None:
         """Take a report of one of the run's peers in; from one thread at a time."""
         if report.HasField("standing"):
             record = report.standing.SerializeToString()
             self._standings.hear(Gossip(sender=report.peer, standings=[Signed(record=record)]))
         elif report.view_change:
-            self._take_view(report)
+            self._take_view(report.view_change, report.peer)
         elif not report.note:
             self._take_scores(report)
 
-    def _take_view(self, report: PeerReport) -> None:
+    def _take_view(self, line: bytes, peer: int) -> ViewChange | None:
+        """Take a change of view in; return it if it was not known."""
         try:
-            change = decoded(report.view_change, ViewChange, f"a change of view by peer {report.peer}")
+            change = decoded(line, ViewChange, f"a change of view by peer {peer}")
         except DataError as error:
             log.warning("a report was left out: %s", error)
-            return
+            return None
         with self._lock:
             known = self._views.get(change.number)
             # The hosts' changes differ in what each has seen itself of those that are lost.
             if known is None or len(change.why) > len(known.why):
                 self._views[change.number] = change
+        return change if known is None else None
 
     def _take_scores(self, report: PeerReport) -> None:
         scores = PeerScores(
@@ -111,20 +169,27 @@ class Office:
         )
         if report.HasField("accuracy_unseen"):
             scores.accuracy_unseen = report.accuracy_unseen
-        member = self._member_of[report.peer]
-        with self._lock:
-            self._scores[report.peer] = scores
-            there = [self._scores[p] for p in self._hosts[member] if p in self._scores]
-        told = Scores(member=member, version=1 + sum(s.iteration for s in there) + len(there), peers=there)
-        self._standings.hear(Gossip(sender=report.peer, scores=[Signed(record=told.SerializeToString())]))
+        self._keep(scores)
 
     def _run(self) -> None:
         try:
             while True:
                 with self._lock:
                     views = [self._views[number] for number in sorted(self._views)]
-                self._bulletin.write(self._standings.heard(), {}, views)
+                self._bulletin.write(self._heard(), {}, views)
                 if self._closed.wait(_INTERVAL):
                     return
         except Exception:
             log.exception("p2pft status will show nothing new here")
+
+
+def _report(scores: PeerScores) -> Report:
+    return Report(
+        peer=scores.peer,
+        iteration=scores.iteration,
+        loss=scores.loss,
+        accuracy=scores.accuracy,
+        accuracy_unseen=scores.accuracy_unseen if scores.HasField("accuracy_unseen") else None,
+        sketch=sketch.encode(scores.sketch) if scores.sketch else None,
+        bytes_sent=scores.bytes_sent,
+    )

@@ -7,28 +7,31 @@ import logging
 import os
 import signal
 import time
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
 from flwr.app import Message
 from flwr.serverapp import Grid
 
 from p2pft_flower.algorithms.objective import peer_weights
-from p2pft_flower.errors import Cause, P2PFTError, printable
+from p2pft_flower.errors import Cause
 from p2pft_flower.facts import GraphName, RunFacts
 from p2pft_flower.flower import messages, nodes
-from p2pft_flower.flower.ending import STOPPED, Ending
+from p2pft_flower.flower.ending import STOPPED, ResultsOnce
+from p2pft_flower.flower.hearing import Looking, listen
+from p2pft_flower.flower.messages import HostReport
 from p2pft_flower.flower.nodes import HostAssignment, RunFailedError
 from p2pft_flower.flower.office import Office
-from p2pft_flower.flower.run import Run, collect_results
+from p2pft_flower.flower.run import Run, collect_results, unfinished_results
 from p2pft_flower.flower.signals import before_obeying
 from p2pft_flower.host.ending import others_go_on
-from p2pft_flower.host.recorder import MAX_NOTE
 from p2pft_flower.host.session import remote_edges
 from p2pft_flower.host.wires import Access
-from p2pft_flower.keeping import sketch
+from p2pft_flower.keeping.event_files import ConsensusFile
 from p2pft_flower.keeping.journal import read_whole_lines
-from p2pft_flower.keeping.lines import Evaluation, Outcome, Report, ViewChange
+from p2pft_flower.keeping.lines import Evaluation, Failed, Outcome, Report
 from p2pft_flower.keeping.progress import Progress
 from p2pft_flower.keeping.retention import files_kept
 from p2pft_flower.keeping.running import running
@@ -37,12 +40,9 @@ from p2pft_flower.report.collected import rows_of
 from p2pft_flower.report.results import ViewRow, log_name, lost_on_the_way, merged_views
 from p2pft_flower.transport import (
     Credentials,
-    ObserverServer,
-    PeerReport,
     digest_of,
     new_key,
     stop_run,
-    unix_address,
 )
 from p2pft_flower.typed import converted
 
@@ -58,7 +58,7 @@ RETRY_AFTER = 1.0
 
 
 def run_peers(
-    grid: Grid, run: Run, ending: Ending, own: Credentials | None = None, hears: Access | None = None
+    grid: Grid, run: Run, ending: ResultsOnce, own: Credentials | None = None, hears: Access | None = None
 ) -> dict[str, Any]:
     """Start every host with one message for the whole run, listen to progress, and return the results.
 
@@ -68,7 +68,7 @@ def run_peers(
         Flower's connection to the nodes.
     run : Run
         The run.
-    ending : Ending
+    ending : ResultsOnce
         Gets the reason that the results have if a signal ends this process.
     own : Credentials, optional
         The coordinator's certificates, which it shows to stop peers that have certificates.
@@ -87,31 +87,45 @@ def run_peers(
     DataError
         When a host's reply cannot be used.
     """
-    progress = Progress(
-        1 if run.pooled else run.graph.n, run.iterations, lambda line: log.info("%s", line), run.missing
-    )
+    n = 1 if run.pooled else run.graph.n
+    events = ConsensusFile(run.folder) if run.config.runtime.tensorboard else None
+    completed = {} if events is None else {"completed": events.add}
+    progress = Progress(n, run.iterations, lambda line: log.info("%s", line), run.missing, **completed)
     parent = os.getppid()
     with contextlib.ExitStack() as stack:
-        address = "" if hears is None else _listen(stack, run, hears, progress)
-        key = new_key()
+        office = stack.enter_context(Office.of(run))
+        address = "" if hears is None else listen(stack, run, hears, progress, office)
+        key, look_key = new_key(), new_key()
 
         def stop(number: signal.Signals) -> bool:
             ending.reason = _stop_peers(run, key, own, number, parent)
             return True  # the coordinator is to end in any case
 
+        begin = time.monotonic()
+        ending.known = lambda: {  # by what the observer has heard
+            **unfinished_results(run, "stopped", ending.reason or STOPPED, {}, progress),
+            "seconds": time.monotonic() - begin,
+        }
         with before_obeying(stop):
             if run.deployed and not address:
-                log.info("the peers train; how they get on stands in each site's log until they have ended")
-            told = _train(grid, run, observer=address, stop_digest=digest_of(key) if run.deployed else "")
-    evaluations = list(told.evaluations)
-    if not run.deployed:  # evaluations that the observer missed are in the peers' own logs, on this machine
-        for peer in run.peers:
-            if (log_file := run.folder / log_name(peer)).is_file():
-                lines, _ = read_whole_lines(log_file)
-                evaluations += [line.report for line in lines if isinstance(line, Evaluation)]
-    for evaluation in evaluations:
+                log.info("the peers train; each site's log, and p2pft status there, tell how they get on")
+                stack.enter_context(Looking(run, look_key, own, progress, office))
+            keys = (digest_of(key), digest_of(look_key)) if run.deployed else ("", "")
+            told = _train(grid, run, address, *keys)
+    for evaluation in [*told.evaluations, *_on_this_machine(run)]:
         progress.fill(evaluation)
-    views = told.views
+    if events is not None:
+        events.close(progress.history())
+    views, seconds = told.views, told.seconds or time.monotonic() - begin
+    if views:
+        progress.go_on_with(views[-1]["peers"])  # these alone are in its last evaluations
+    if told.failure is not None:
+        status = "stopped" if told.failure.stopped else "failed"
+        known = unfinished_results(
+            run, status, str(told.failure), told.outcomes, progress, views, told.last_lines
+        )
+        told.failure.results = {**known, "seconds": seconds}
+        raise told.failure
     # A peer that had done all iterations and gone is not in a later view, and was not lost.
     lost = sorted(set(run.peers) - set(views[-1]["peers"]) - told.outcomes.keys()) if views else []
     for failure in told.failures:
@@ -125,61 +139,20 @@ def run_peers(
             "results are at their sites, and p2pft collect puts all together"
         )
     without = [*told.elsewhere, *(p for peers, _ in told.at_the_end for p in peers)]
-    return collect_results(run, told.outcomes, progress, views, "; ".join(reasons), without)
-
-
-def _listen(stack: contextlib.ExitStack, run: Run, hears: Access, progress: Progress) -> str:
-    """Listen to the peers' progress until ``stack`` is closed.
-
-    Returns the address to which they report; empty, after a warning, if the coordinator cannot listen.
-    """
-    notes = {printable(run.images_line)}  # the notes shown already
-    hosts = {min(h.peers): h.peers for h in run.hosts}
-    office = stack.enter_context(
-        Office(run.id, run.config, run.graph.n, run.iterations, hosts, run.names, str(run.folder))
+    results = collect_results(
+        run, told.outcomes, progress, views, "; ".join(reasons), without, told.last_lines
     )
+    return {**results, "seconds": seconds}
 
-    def on_report(report: PeerReport) -> None:
-        if report.run == run.id and report.peer in run.peers:
-            office.take(report)
-        if report.HasField("standing"):
-            return
-        if report.run == run.id and report.note and report.peer in run.peers:
-            if live := {p for p in report.live if p in run.peers}:
-                progress.go_on_with(live)
-            note = printable(report.note[:MAX_NOTE])
-            if note not in notes and len(notes) < MAX_NOTES:  # several hosts may have the same note
-                notes.add(note)
-                log.info("%s", note)
-            return
-        if (
-            report.run != run.id
-            or report.peer not in run.peers
-            or report.iteration > run.iterations
-            or len(report.sketch) != sketch.SIZE
-        ):
-            log.warning("a report that is none of this run's was left out")
-            return
-        progress.add(
-            Report(
-                peer=report.peer,
-                iteration=report.iteration,
-                loss=report.loss,
-                accuracy=report.accuracy,
-                accuracy_unseen=report.accuracy_unseen if report.HasField("accuracy_unseen") else None,
-                sketch=sketch.encode(report.sketch),
-                bytes_sent=report.bytes_sent,
-            )
-        )
 
-    own_socket = unix_address(f"{run.id}-observer", 0)
-    where = run.config.runtime.observer_address if run.deployed else own_socket
-    try:
-        server = ObserverServer(where, on_report, credentials=hears.credentials, insecure=hears.insecure)
-        return stack.enter_context(server).address
-    except P2PFTError as error:
-        log.warning("no progress will be shown while the peers train: %s", error)
-        return ""
+def _on_this_machine(run: Run) -> list[Report]:
+    """Return the evaluations in the peers' journals, of a simulation: the observer may have missed some."""
+    found: list[Report] = []
+    for peer in () if run.deployed else run.peers:
+        if (log_file := run.folder / log_name(peer)).is_file():
+            lines, _ = read_whole_lines(log_file)
+            found += [line.report for line in lines if isinstance(line, Evaluation)]
+    return found
 
 
 def _stop_peers(
@@ -265,6 +238,12 @@ class _Told(NamedTuple):
     """Evaluations in the replies of deployed peers."""
     views: list[ViewRow]
     """Changes of view, each once, ascending."""
+    last_lines: dict[int, Failed]
+    """The last line of each peer's journal whose host has given up."""
+    seconds: float
+    """The longest time of a host from its plan to its end."""
+    failure: RunFailedError | None
+    """The failure of the run; None if it has completed, perhaps with some of the peers."""
     failures: list[RunFailedError]
     """Failures of hosts without which the others have gone on."""
     elsewhere: list[int]
@@ -273,19 +252,17 @@ class _Told(NamedTuple):
     """Peers of each host that failed by itself after all had done all iterations, and the host's failure."""
 
 
-def _train(grid: Grid, run: Run, observer: str, stop_digest: str) -> _Told:
+def _train(grid: Grid, run: Run, observer: str, stop_digest: str, look_digest: str) -> _Told:
     """Run every host's peers, and return the content of the hosts' replies.
 
     Raises
     ------
-    RunFailedError
-        When a host failed and the others did not go on without it, or no host has come to its end.
     DataError
         When a reply cannot be used.
     """
     sent = []
     for host in run.hosts:
-        plan = _host_plan(run, host, observer, stop_digest)
+        plan = _host_plan(run, host, observer, stop_digest, look_digest)
         message = Message(
             messages.pack({"plan": plan.to_json()}),
             dst_node_id=host.node,
@@ -296,26 +273,31 @@ def _train(grid: Grid, run: Run, observer: str, stop_digest: str) -> _Told:
     grace = run.config.runtime.peer_timeout + 60
     # A host that completes has waited for the others; a host that fails alone does not show when they end.
     ends = nodes.is_failure if not _survives(run) else _ends_all
-    replies = nodes.collect(grid, sent, timeout=run.config.runtime.run_timeout, grace=grace, ends=ends)
+    replies = nodes.collect(
+        grid,
+        sent,
+        timeout=run.config.runtime.run_timeout,
+        grace=grace,
+        ends=ends,
+        needless=partial(_lost_hosts, run),
+    )
     outcomes: dict[int, Outcome] = {}
-    evaluations: list[Report] = []
-    views: list[ViewChange] = []
+    reports: dict[int, HostReport] = {}
     failures: list[tuple[tuple[int, ...], RunFailedError]] = []
     for host in run.hosts:
         who = f"peers {list(host.peers)}" if len(host.peers) > 1 else f"peer {host.peers[0]}"
         if host.node not in replies:
-            no_reply = RunFailedError(f"{who}: no reply from node {host.node}")
-            failures.append((host.peers, no_reply))
+            failures.append((host.peers, RunFailedError(f"{who}: its SuperNode has not replied")))
             continue
-        if not replies[host.node].has_error():
-            views += converted(messages.unpack(replies[host.node])["views"], list[ViewChange], who)
+        if (report := _report(replies[host.node], who)) is not None:
+            reports[host.node] = report
         try:
             facts = nodes.body_of(replies[host.node], who)
         except RunFailedError as failure:
             failures.append((host.peers, failure))
             continue
         outcomes |= {o.peer: o for o in converted(facts["outcomes"], list[Outcome], who)}
-        evaluations += converted(facts["evaluations"], list[Report], who)
+    views = [view for report in reports.values() for view in report.views]
     last = max(views, key=lambda view: view.number, default=None)
     members = set(run.peers if last is None else last.peers)
     # A host that completes has waited for all peers of the last view, also for those that came back.
@@ -324,12 +306,43 @@ def _train(grid: Grid, run: Run, observer: str, stop_digest: str) -> _Told:
     counted = [(peers, f) for peers, f in failures if not members.difference(elsewhere).isdisjoint(peers)]
     # The others have completed, so a member that failed by itself, as by a full disk, has failed later.
     at_the_end = [(peers, f) for peers, f in counted if _spares(f.ended_by, _survives(run))]
+    first: RunFailedError | None = None
     if failures and (not outcomes or len(at_the_end) < len(counted)):
-        first = min((f for _, f in failures), key=lambda f: _SAYS_MOST.index(f.ended_by))
+        first = _says_most(f for _, f in counted or failures)
+        if not first.stopped:  # by those that were there; what was survived before is no reason for a stop
+            first = _says_most(f for _, f in failures)
         first.views = merged_views(views, run.peers)
-        raise first
-    gone_before = [f for peers, f in failures if (peers, f) not in at_the_end]
-    return _Told(outcomes, evaluations, merged_views(views, run.peers), gone_before, elsewhere, at_the_end)
+    return _Told(
+        outcomes=outcomes,
+        evaluations=[e for report in reports.values() for e in report.evaluations],
+        views=merged_views(views, run.peers),
+        last_lines={line.peer: line for report in reports.values() for line in report.failures},
+        seconds=max((report.seconds for report in reports.values()), default=0.0),
+        failure=first,
+        failures=[f for peers, f in failures if (peers, f) not in at_the_end],
+        elsewhere=elsewhere,
+        at_the_end=at_the_end,
+    )
+
+
+def _report(reply: Message, who: str) -> HostReport | None:
+    """Return what a host tells beside its outcomes; None if Flower has replied in its place."""
+    return None if reply.has_error() else converted(messages.unpack(reply)["report"], HostReport, who)
+
+
+def _lost_hosts(run: Run, replies: Mapping[int, Message]) -> set[int]:
+    """Return the nodes of hosts that are in no view any more when the run has ended for the others.
+
+    Flower takes a minute to notice that a ClientApp was killed, and the others do not wait for it.
+    """
+    if not any(_ends_all(reply) for reply in replies.values()):
+        return set()  # a host that is lost may come back
+    told = [_report(reply, f"node {node}") for node, reply in replies.items()]
+    views = [view for report in told if report is not None for view in report.views]
+    if not views:
+        return set()
+    there = set(max(views, key=lambda view: view.number).peers)
+    return {host.node for host in run.hosts if there.isdisjoint(host.peers)}
 
 
 def _survives(run: Run) -> bool:
@@ -354,8 +367,12 @@ _SAYS_MOST = (Cause.OWN, Cause.RUN, Cause.LOST, Cause.HEARSAY, Cause.STOPPED, No
 """Causes, in the order in which they explain why a run failed; None: no reply came, or none with a cause."""
 
 
-def _host_plan(run: Run, host: HostAssignment, observer: str, stop_digest: str) -> Plan:
-    """Return the plan of one host; ``observer`` and ``stop_digest`` are attributes of the plan."""
+def _says_most(failures: Iterable[RunFailedError]) -> RunFailedError:
+    return min(failures, key=lambda failure: _SAYS_MOST.index(failure.ended_by))
+
+
+def _host_plan(run: Run, host: HostAssignment, observer: str, stop_digest: str, look_digest: str) -> Plan:
+    """Return the plan of one host; the three texts are attributes of the plan."""
     if run.pooled:
         peers: tuple[Neighbourhood, ...] = (Neighbourhood(0, {0: 1.0}, {0: 1.0}),)
         weights = {0: 1.0}
@@ -409,6 +426,7 @@ def _host_plan(run: Run, host: HostAssignment, observer: str, stop_digest: str) 
             for p in peers
         },
         stop_digest=stop_digest,
+        look_digest=look_digest,
         checkpoint_every=run.checkpoint_every,
         checkpoint_files=files_kept(
             run.config.runtime.checkpoints_kept,

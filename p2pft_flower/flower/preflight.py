@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from flwr.app import Message
@@ -12,6 +12,7 @@ from flwr.serverapp import Grid
 from p2pft_flower.flower import messages, nodes
 from p2pft_flower.flower.nodes import HostAssignment, RunFailedError
 from p2pft_flower.flower.run import Run
+from p2pft_flower.flower.trust import Distrust
 from p2pft_flower.flower.unlike import unlike
 from p2pft_flower.plan import config_digest
 from p2pft_flower.report.preflight import PREFLIGHT_FILE, preflight_tables
@@ -37,8 +38,10 @@ _ELSEWHERE = {
 """The key or variable with which a site sets a folder, by the folder's use."""
 
 
-def preflight(grid: Grid, run: Run, answers: dict[int, dict[str, Any]]) -> None:
+def preflight(grid: Grid, run: Run, answers: dict[int, dict[str, Any]], distrust: Distrust) -> None:
     """Let all peers probe their neighbours at the same time; log and write the findings, and refuse faults.
+
+    All faults are told at once, those of certificates among them.
 
     Parameters
     ----------
@@ -48,16 +51,18 @@ def preflight(grid: Grid, run: Run, answers: dict[int, dict[str, Any]]) -> None:
         A run in a deployment, with one peer a host. Its folder gets ``preflight.json``.
     answers : dict of int to dict
         The nodes' answers to hello, by node id.
+    distrust : Distrust
+        Faults that the answers have shown already, and the peers whose links are not looked at therefore.
 
     Raises
     ------
     RunFailedError
-        When there are failures; lists each with its peer or link, the finding, and the remedy.
+        When there are failures; the message lists each with its peer or link, the finding, and the remedy.
     """
     log.info("the peers look at their links to each other and at their folders, before anything trains")
-    replies = _ask(grid, run)
+    replies = _ask(grid, run, distrust.peers)
     digest = config_digest(run.config)
-    rows, failures = [], []
+    rows, failures = [], list(distrust.faults)
     for host in run.hosts:
         peer, reply = host.peers[0], replies.get(host.node)
         row = _row(run, host, answers[host.node])
@@ -96,13 +101,17 @@ def preflight(grid: Grid, run: Run, answers: dict[int, dict[str, Any]]) -> None:
         )
 
 
-def _ask(grid: Grid, run: Run) -> Mapping[int, Message]:
-    """Return the nodes' replies, after each has probed its neighbours and its folders."""
+def _ask(grid: Grid, run: Run, distrusted: Collection[int]) -> Mapping[int, Message]:
+    """Return the nodes' replies, after each has probed its neighbours and its folders.
+
+    Links of ``distrusted`` peers are not probed: they would fail only when the time is over.
+    """
     timeout = run.config.runtime.meet_timeout
     sent = []
     for host in run.hosts:
         peer = host.peers[0]
-        around = run.view.row(peer).keys() | run.view.column(peer).keys()
+        near = run.view.row(peer).keys() | run.view.column(peer).keys()
+        around = {peer} if peer in distrusted else {peer} | (near - set(distrusted))
         body = {
             "run": run.id,
             "addresses": {p: run.address(p) for p in sorted(around)},
@@ -124,6 +133,7 @@ def _row(run: Run, host: HostAssignment, hello: dict[str, Any]) -> dict[str, Any
         "images": hello["data"][str(peer)]["images"],
         "classes": hello["data"][str(peer)]["classes"],
         "certificate": hello["certificate"],
+        "fault": hello["fault"],
         "pixels": hello["pixels"].get(str(peer)),
         "links": [],
         "folders": [],

@@ -25,19 +25,43 @@ from p2pft_flower.keeping.resuming import (
     place_differences,
     refuse,
 )
+from p2pft_flower.keeping.run_folders import find_run
 from p2pft_flower.plan import ResumePoint
-from p2pft_flower.report.results import default_output_dir
+from p2pft_flower.report.results import default_output_dir, runs_folder
 from p2pft_flower.typed import Settings, converted
 
-__all__ = ["check_length", "earlier_run", "known_length", "no_extension_alone", "resumed", "resumed_folder"]
+__all__ = [
+    "by_id",
+    "check_length",
+    "earlier_run",
+    "known_length",
+    "no_extension_alone",
+    "resumed",
+    "resumed_folder",
+]
 
 log = logging.getLogger("p2pft_flower")
 
 
 def resumed_folder(resume: str) -> Path:
-    """Return the folder, on this machine, of the run that ``resume`` names by its id or its folder."""
+    """Return the folder, on this machine, of the run that ``resume`` names by its id, name or folder."""
     path = Path(resume).expanduser()
-    return path if path.is_absolute() else default_output_dir(resume)
+    if path.is_absolute():
+        return path
+    found = find_run(runs_folder(), resume)
+    return default_output_dir(resume) if found is None else found.folder
+
+
+def by_id(resume: str) -> tuple[str, str]:
+    """Return the id of the run on this machine that a run-config's ``resume`` names, and what to say of it.
+
+    What to say is empty unless ``resume`` is a name; an id, a path and what is not here are returned as they
+    are.
+    """
+    if not resume or Path(resume).expanduser().is_absolute():
+        return resume, ""
+    found = find_run(runs_folder(), resume)
+    return (resume, "") if found is None else (found.run, found.note)
 
 
 def earlier_run(folder: Path) -> PeerAbout | ServerAbout | None:
@@ -106,7 +130,7 @@ def resumed(run: Run, answers: Mapping[int, Mapping[str, Any]]) -> Run:
     Raises
     ------
     ConfigError
-        When the earlier run is not the same one; lists the differences.
+        When the earlier run is not the same one; the message lists the differences.
     DataError
         When the peers have no checkpoint in common, or checkpoints of several runs, or there is no such run.
     """
@@ -152,12 +176,7 @@ def resumed(run: Run, answers: Mapping[int, Mapping[str, Any]]) -> Run:
             odd,
             {k: run.versions.get(k) for k in odd},
         )
-    begin = min(point.values())
-    log.info(
-        "run %s goes on from iteration %s",
-        name,
-        begin if len(set(point.values())) == 1 else ", ".join(f"{k} (peer {p})" for p, k in point.items()),
-    )
+    _tell_begin(name, point, iterations)
     if later := given_up(kept, view):
         log.warning(
             "run %s: all its peers go on from the newest iteration that they all have in its graph; what "
@@ -174,6 +193,24 @@ def resumed(run: Run, answers: Mapping[int, Mapping[str, Any]]) -> Run:
         loss_weights={one.peer: compared[one.peer].of_peer.loss_weight for one in kept},
         resume=ResumePoint(name, str(resumed_folder(config.runtime.resume)), point, digests),
     )
+
+
+def _tell_begin(name: str, point: Mapping[int, int], iterations: int) -> None:
+    """Log the iteration from which each peer of run ``name`` goes on, and whether any is left to be done."""
+    begin = min(point.values())
+    log.info(
+        "run %s goes on from iteration %s",
+        name,
+        begin if len(set(point.values())) == 1 else ", ".join(f"{k} (peer {p})" for p, k in point.items()),
+    )
+    if begin >= iterations:
+        log.warning(
+            "run %s had done all its %d iterations: nothing is left to train, and it is only saved anew; "
+            "p2pft run --resume %s --extend with more epochs or iterations lengthens it",
+            name,
+            iterations,
+            name,
+        )
 
 
 def _of_this_graph(run: Run, kept: Kept) -> Kept:

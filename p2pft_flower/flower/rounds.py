@@ -49,7 +49,7 @@ def check_resumable(config: RunConfig) -> None:
     Raises
     ------
     ConfigError
-        When that is asked for; lists the strategies that can go on.
+        When ``resume`` is set for such a run; the message lists the strategies that can go on.
     """
     name, resume = plain_name(config.method.algorithm), config.runtime.resume
     if resume and name not in STATELESS:
@@ -122,6 +122,18 @@ class RoundKeeper:
         if run.config.runtime.resume:
             self._go_on(run.config.runtime.resume)
 
+    def is_scored(self, server_round: int) -> bool:
+        """Tell whether ``evaluate-every`` asks for the clients' scores after a round of this run.
+
+        So it does before the first round, at the end, and where a round comes to, or passes, a multiple.
+        """
+        every, done = self._run.evaluate_every, self._done(server_round)
+        return done == self._run.iterations or done // every > self._done(server_round - 1) // every
+
+    def _done(self, server_round: int) -> int:
+        """Return the iterations done after a round of this run; negative before round 0."""
+        return min((self.first_round + server_round) * self._steps, self._run.iterations)
+
     def keep(self, server_round: int, arrays: ArrayRecord) -> None:
         """Write a checkpoint after a round of this run; the strategy calls this as its ``evaluate_fn``.
 
@@ -139,7 +151,7 @@ class RoundKeeper:
         """
         if self._run.checkpoint_every < 0:
             return
-        done = min((self.first_round + server_round) * self._steps, self._run.iterations)
+        done = self._done(server_round)
         checkpoint = Checkpoint(
             run=self._run.id,
             peer=SERVER,

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from p2pft_flower.algorithms.codecs import make_codec
@@ -16,17 +17,18 @@ from p2pft_flower.errors import ConfigError, printable
 from p2pft_flower.facts import KnownImages, PeerFacts, ResumedFrom
 from p2pft_flower.flower.nodes import HostAssignment, RunFailedError
 from p2pft_flower.flower.unlike import unlike
-from p2pft_flower.keeping.lines import Outcome
+from p2pft_flower.keeping.lines import Failed, Outcome
 from p2pft_flower.keeping.progress import Progress
 from p2pft_flower.keeping.retention import iterations_apart
 from p2pft_flower.learning.data.names import differing_unseen
 from p2pft_flower.plan import ResumePoint
-from p2pft_flower.report.results import ViewRow, absent_at_start, run_results
+from p2pft_flower.report.outcomes import Reached, how_far, run_results
+from p2pft_flower.report.results import ViewRow, absent_at_start
 from p2pft_flower.topology import Graph
 from p2pft_flower.topology.views import View
 from p2pft_flower.transport import unix_address
 
-__all__ = ["Run", "collect_results", "plan_run", "tell_plan"]
+__all__ = ["Run", "collect_results", "plan_run", "tell_plan", "unfinished_results"]
 
 log = logging.getLogger("p2pft_flower")
 
@@ -358,6 +360,7 @@ def collect_results(
     views: Sequence[ViewRow] = (),
     lost: str = "",
     elsewhere: Collection[int] = (),
+    failures: Mapping[int, Failed] = MappingProxyType({}),
 ) -> dict[str, Any]:
     """Return the results of a run that completed, as results.json has them, without ``seconds``.
 
@@ -377,6 +380,8 @@ def collect_results(
     elsewhere : collection of int
         Peers of the last view without an outcome here: their results are at their sites, or they failed at
         the end.
+    failures : mapping of int to Failed
+        The last lines of peers that have given up, as far as they are known.
 
     Raises
     ------
@@ -388,9 +393,48 @@ def collect_results(
     if missing:
         raise RunFailedError(f"no scores from peers {missing}", views=views)
     absent = [absent_at_start(run.missing)] if run.missing else []
+    told = "; ".join([*absent, *([lost] if lost else [])]) or None
+    return _results(run, told, outcomes, progress, views, failures, set(elsewhere))
+
+
+def unfinished_results(
+    run: Run,
+    status: str,
+    reason: str,
+    outcomes: dict[int, Outcome],
+    progress: Progress,
+    views: Sequence[ViewRow] = (),
+    failures: Mapping[int, Failed] = MappingProxyType({}),
+) -> dict[str, Any]:
+    """Return what is known of a run that was stopped or failed, as :func:`collect_results` does.
+
+    ``status`` is ``stopped`` or ``failed``, ``reason`` the way in which the run ended.
+    """
+    return _results(run, reason, outcomes, progress, views, failures, status=status)
+
+
+def _results(
+    run: Run,
+    missing: str | None,
+    outcomes: dict[int, Outcome],
+    progress: Progress,
+    views: Sequence[ViewRow],
+    failures: Mapping[int, Failed],
+    elsewhere: Collection[int] = (),
+    status: str | None = None,
+) -> dict[str, Any]:
+    reached = {}
+    for peer in sorted(set(run.peers) - outcomes.keys()):
+        failed = failures.get(peer)
+        if peer in elsewhere:
+            state = "it is not known here how it came to its end: its own files have that"
+        else:
+            state = how_far(peer, views, failed)
+        lost = bool(views) and peer not in views[-1]["peers"]
+        reached[peer] = Reached(state, progress.last(peer), failed, lost)
     return run_results(
         total=1 if run.pooled else run.graph.n,
-        missing="; ".join([*absent, *([lost] if lost else [])]) or None,
+        missing=missing,
         run_id=run.id,
         config=run.config.to_mapping(),
         iterations=run.iterations,
@@ -407,4 +451,6 @@ def collect_results(
         versions=run.versions,
         resumed_from=run.resumed_from,
         views=views,
+        reached=reached,
+        status=status,
     )

@@ -12,21 +12,23 @@ from typing import Any
 
 from p2pft_flower.config import LearningConfig, read_range
 from p2pft_flower.errors import ConfigError
+from p2pft_flower.flower.metrics import require_metrics
 from p2pft_flower.host.wires import Access
 from p2pft_flower.keeping.folders import require_writable
+from p2pft_flower.keeping.run_folders import Found, find_run, folder_name
 from p2pft_flower.learning.data.dataset_names import refuse_data_dir
-from p2pft_flower.report.results import default_output_dir
+from p2pft_flower.report.results import default_output_dir, runs_folder
 from p2pft_flower.transport import Credentials, parse_address
 
-__all__ = ["Site"]
+__all__ = ["FLOWERS", "Site"]
 
-_PAIR = re.compile(r"(\S+?)=('[^']*'|\"[^\"]*\"|\S+)")
-"""A key and its value as Flower finds them in ``--node-config``."""
+_PAIR = re.compile(r"(\S+?)\s*=\s*('[^']*'|\"[^\"]*\"|\S+)")
+"""A key and its value, as Flower finds them in ``--node-config`` but for the spaces around ``=``."""
 
 MAX_SITE_NAME = 64
 """The most characters of a site's name."""
 
-_FLOWERS = frozenset({"partition-id", "num-partitions"})
+FLOWERS = frozenset({"partition-id", "num-partitions"})
 """Keys that Flower sets itself, in simulation."""
 
 
@@ -52,7 +54,8 @@ class Site:
         ``data-dir``: the folder of the images, instead of the run-config's; default empty: the run-config's.
     output_dir : str
         ``output-dir``: the folder in which each run gets one of its own for logs and tails, named by the
-        run's id; default empty: the run-config's, and if that is empty too, ``runs`` in ``$P2PFT_HOME``.
+        run's name and id; default empty: the run-config's, and if that is empty too, ``runs`` in
+        ``$P2PFT_HOME``.
     pixel_range : str
         ``pixel-range``: ``auto`` or ``LOW:HIGH``, black and white of this site's images, instead of the
         run-config's; default empty: the run-config's.
@@ -62,11 +65,14 @@ class Site:
     site_name : str
         ``site-name``: the site's name for people, in messages, logs and tables; default empty: the name that
         the graph gives its peer.
+    metrics_address : str
+        ``metrics-address``: ``host:port`` at which Prometheus finds the site's numbers while its peer trains;
+        default empty: they are served nowhere.
 
     Raises
     ------
     ConfigError
-        When a value cannot be used; names the key and what would be right.
+        When a value cannot be used; the message names the key and the right values.
     """
 
     peer_id: int
@@ -79,6 +85,7 @@ class Site:
     pixel_range: str = ""
     text_embeddings: str = ""
     site_name: str = ""
+    metrics_address: str = ""
 
     def __post_init__(self) -> None:
         if self.peer_id < 0:
@@ -106,6 +113,8 @@ class Site:
                 f"site-name = {name!r} in --node-config: give printable text of at most {MAX_SITE_NAME} "
                 "characters, without spaces around it"
             )
+        if self.metrics_address:
+            require_metrics(self.metrics_address)
         if self.certificates and self.insecure:
             raise ConfigError(
                 "certificates and insecure = true in --node-config exclude each other: leave insecure out to "
@@ -129,7 +138,7 @@ class Site:
             When a key is unknown, ``peer-id`` is missing, or a value has another type or cannot be used.
         """
         known = {f.name.replace("_", "-"): f for f in fields(cls)}
-        given = {key: value for key, value in node_config.items() if key not in _FLOWERS}
+        given = {key: value for key, value in node_config.items() if key not in FLOWERS}
         if not given:
             return None
         for key in given:
@@ -158,18 +167,20 @@ class Site:
         Parameters
         ----------
         text : str
-            Pairs ``key=value``, or the path of a TOML file, which ends in ``.toml``.
+            Pairs ``key=value``, also with spaces around ``=``, or the path of a TOML file, which ends in
+            ``.toml``.
 
         Raises
         ------
         ConfigError
-            When the text or the file cannot be read, has no ``peer-id``, or as :meth:`of`.
+            When the text or the file cannot be read, has no ``peer-id``, or has a word that belongs to no
+            pair, and when :meth:`of` raises it.
         """
         try:
             if text.endswith(".toml"):
                 pairs = Path(text).expanduser().read_text(encoding="utf-8")
             else:
-                pairs = "\n".join(f"{key} = {value}" for key, value in _PAIR.findall(text))
+                pairs = _lines(text)
             given = tomllib.loads(pairs)
         except OSError as error:
             raise ConfigError(f"--node-config: {text} cannot be read ({error.strerror})") from error
@@ -211,7 +222,7 @@ class Site:
         Raises
         ------
         ConfigError
-            When the certificates cannot be used; names file and remedy.
+            When the certificates cannot be used; the message names file and remedy.
         """
         return (
             Credentials.load(Path(self.certificates).expanduser(), self.peer_id)
@@ -225,11 +236,11 @@ class Site:
         Raises
         ------
         ConfigError
-            As :meth:`credentials`.
+            When :meth:`credentials` raises it.
         """
         return Access(self.credentials(), self.insecure, self.bind_address)
 
-    def output_folder(self, run: str, chosen: str) -> Path:
+    def output_folder(self, run: str, chosen: str, name: str = "") -> Path:
         """Return the folder for logs and tails of ``run`` on this machine.
 
         Parameters
@@ -238,6 +249,8 @@ class Site:
             The run's id.
         chosen : str
             The run-config's ``output-dir``, which counts if the site has none; empty: this machine's default.
+        name : str
+            The run-config's ``name``; default none.
 
         Raises
         ------
@@ -246,18 +259,32 @@ class Site:
         """
         self._check_id(run)
         if self.output_dir:
-            return Path(self.output_dir).expanduser() / run
-        return Path(chosen).expanduser() if chosen else default_output_dir(run)
+            return Path(self.output_dir).expanduser() / folder_name(run, name)
+        return Path(chosen).expanduser() if chosen else default_output_dir(run, name)
 
-    def writable_folder(self, run: str, chosen: str) -> Path:
+    def found(self, wanted: str) -> Found:
+        """Return the run on this machine that has the id or the name ``wanted``.
+
+        If there is none, ``wanted`` is taken for an id, and the folder is the one that the run would have.
+
+        Raises
+        ------
+        ConfigError
+            When ``wanted`` is no plain name.
+        """
+        self._check_id(wanted)
+        above = Path(self.output_dir).expanduser() if self.output_dir else runs_folder()
+        return find_run(above, wanted) or Found(wanted, above / wanted)
+
+    def writable_folder(self, run: str, chosen: str, name: str = "") -> Path:
         """Return :meth:`output_folder`, after a check that files can be written to it.
 
         Raises
         ------
         ConfigError
-            When nothing can be written to the folder, and as :meth:`output_folder`.
+            When nothing can be written to the folder, and when :meth:`output_folder` raises it.
         """
-        folder = self.output_folder(run, chosen)
+        folder = self.output_folder(run, chosen, name)
         named = f"output-dir = {self.output_dir!r} in --node-config" if self.output_dir else "output-dir"
         require_writable(
             named,
@@ -272,8 +299,8 @@ class Site:
         Parameters
         ----------
         resume : str
-            The run-config's ``resume``: the run's id, or, if this site has no ``output-dir`` of its own, the
-            folder's absolute path.
+            The run-config's ``resume``: the run's id or name, or, if this site has no ``output-dir`` of its
+            own, the folder's absolute path.
 
         Raises
         ------
@@ -282,7 +309,7 @@ class Site:
             neither an absolute path nor a plain name.
         """
         if not (path := Path(resume).expanduser()).is_absolute():
-            return self.output_folder(resume, "")
+            return self.found(resume).folder
         if self.output_dir:
             raise ConfigError(
                 f"resume = {resume!r}: this site keeps its runs by their ids in its own output-dir; give the "
@@ -294,3 +321,17 @@ class Site:
     def _check_id(run: str) -> None:
         if not re.fullmatch(r"[\w-]{1,64}", run, re.ASCII):
             raise ConfigError(f"run {run[:64]!r}: a run's id has letters, digits, - and _ only")
+
+
+def _lines(text: str) -> str:
+    """Return the pairs of a ``--node-config``, one a line of TOML.
+
+    Raises
+    ------
+    ValueError
+        When a word belongs to no pair: its key would be left out silently.
+    """
+    found = _PAIR.findall(text)
+    if found and (odd := _PAIR.sub(" ", text).split()):
+        raise ValueError(f"{' '.join(odd)!r} belongs to no pair of key and value")
+    return "\n".join(f"{key} = {value}" for key, value in found)

@@ -6,7 +6,7 @@ import inspect
 import json
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import flwr.serverapp.strategy as flower_strategies
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
@@ -129,7 +129,7 @@ def refuse_method_keys(method: MethodConfig) -> None:
     Raises
     ------
     ConfigError
-        When such a key is set; names it.
+        When such a key is set; the message names it.
     """
     for key, value, default in (
         ("algorithm-options", method.algorithm_options, ""),
@@ -151,7 +151,7 @@ def refuse_own_problem(config: RunConfig) -> None:
     Raises
     ------
     ConfigError
-        When ``problem`` is set; names methods that can train it.
+        When ``problem`` is set; the message names methods that can train it.
     """
     if config.learning.problem:
         raise ConfigError(
@@ -178,6 +178,9 @@ class PeersGrid(Grid):
     on_reply : callable
         Called after every exchange with the type of its messages and the facts that each client sent beside
         its reply.
+    is_scored : callable
+        Tells whether clients score the model after a round; else nobody is sent it, and the strategy gets no
+        score of that round.
     """
 
     def __init__(
@@ -186,8 +189,10 @@ class PeersGrid(Grid):
         hosts: Sequence[HostAssignment],
         task: Mapping[str, Any],
         on_reply: Callable[[str, list[dict[str, Any]]], None],
+        is_scored: Callable[[int], bool],
     ) -> None:
         self._grid, self._hosts, self._task, self._on_reply = grid, hosts, dict(task), on_reply
+        self._is_scored = is_scored
         self._peers = sorted(p for host in hosts for p in host.peers)
 
     def set_run(self, run: Any) -> None:
@@ -225,6 +230,8 @@ class PeersGrid(Grid):
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
         """Carry a round's messages to the clients and return each client's reply, in the order of the peers.
 
+        No reply comes to an evaluation that is not due.
+
         Raises
         ------
         RunFailedError
@@ -233,7 +240,10 @@ class PeersGrid(Grid):
         wanted = {message.metadata.dst_node_id - 1: message for message in messages}
         if not wanted:
             return []
-        kind = next(iter(wanted.values())).metadata.message_type
+        first = next(iter(wanted.values()))
+        kind = first.metadata.message_type
+        if kind == MessageType.EVALUATE and not self._is_scored(_round_of(first)):
+            return []
         bundles = [
             self._bundle(host, {p: wanted[p] for p in host.peers if p in wanted}, kind)
             for host in self._hosts
@@ -251,7 +261,7 @@ class PeersGrid(Grid):
         Raises
         ------
         RunFailedError
-            As :meth:`send_and_receive`.
+            When :meth:`send_and_receive` raises it.
         """
         content = RecordDict({"arrays": arrays, "config": ConfigRecord({"server-round": 0})})
         asked = [
@@ -273,6 +283,11 @@ class PeersGrid(Grid):
         content.update(messages.pack(task))
         how = messages.CLIENTS_TRAIN if kind.startswith("train") else messages.CLIENTS_EVALUATE
         return Message(content, dst_node_id=host.node, message_type=how)
+
+
+def _round_of(message: Message) -> int:
+    """Return the round that a strategy's message to a client is of."""
+    return int(cast(int, message.content.config_records["config"]["server-round"]))
 
 
 def _unbundle(reply: Message | None, peer: int, asked: Message) -> tuple[Message, dict[str, Any]]:

@@ -7,16 +7,18 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from flwr.app import ConfigRecord
 from flwr.serverapp import Grid
+from msgspec import structs
 
 from p2pft_flower.flower.nodes import HostAssignment, RunFailedError
 from p2pft_flower.flower.rounds import RoundKeeper
 from p2pft_flower.flower.run import Run, collect_results
 from p2pft_flower.flower.strategies import PeersGrid, make_strategy
-from p2pft_flower.keeping.lines import Outcome, Report
+from p2pft_flower.host.callbacks import Callbacks, WatchedRun
+from p2pft_flower.keeping.lines import Evaluation, Outcome, Report
 from p2pft_flower.keeping.progress import Progress
 
 if TYPE_CHECKING:
@@ -37,27 +39,59 @@ def run_strategy(grid: Grid, run: Run) -> dict[str, Any]:
     ConfigError, DataError
         When the strategy refuses its settings, or the run to be resumed cannot go on.
     """
-    from p2pft_flower.flower import clients  # torch and timm, which other coordinators never need
-    from p2pft_flower.learning.workload import Workload
+    from p2pft_flower.learning.workload import Workload  # torch and timm, which other coordinators never need
 
-    method, n = run.config.method, run.graph.n
-    strategy = make_strategy(method, n)
+    n, steps = run.graph.n, run.config.method.local_epochs * run.epoch
     workload = Workload(run.config.learning, n, classes=run.class_names, width=run.width)
-    steps = method.local_epochs * run.epoch
-    rounds = math.ceil(run.iterations / steps)
     progress = Progress(n, run.iterations, lambda line: log.info("%s", line))
     keeper = RoundKeeper(run, steps, workload.model_digest)
     run = replace(run, resume=keeper.resume)
-    account = _Account(keeper, progress, workload.theta0.nbytes)
+    watched = WatchedRun(
+        run=run.id,
+        name=run.config.runtime.name,
+        folder=run.folder,
+        peers=tuple(run.peers),
+        n=n,
+        iterations=run.iterations,
+        config=run.config.to_mapping(),
+    )
+    callbacks = Callbacks(run.config, watched, lambda text: log.warning("%s", text))
+    account = _Account(keeper, progress, workload.theta0.nbytes, callbacks)
+    ends: dict[int, Outcome] = {}
+    callbacks.start()
+    try:
+        passed = _start(grid, run, workload, keeper, account)
+        ends = account.outcomes(run, workload)
+    finally:
+        callbacks.close(ends)
+    return {**collect_results(run, ends, progress), "seconds": passed}
+
+
+def _start(grid: Grid, run: Run, workload: Workload, keeper: RoundKeeper, account: _Account) -> float:
+    """Run the strategy from its first round, or the one from which it goes on, to the last.
+
+    Returns the seconds that this took.
+
+    Raises
+    ------
+    RunFailedError
+        When a client fails or does not reply, or the strategy returns no model.
+    ConfigError
+        When the strategy refuses its settings.
+    """
+    from p2pft_flower.flower import clients
+
+    method = run.config.method
+    strategy, steps = make_strategy(method, run.graph.n), method.local_epochs * run.epoch
     begin = time.monotonic()
     initial = keeper.arrays or clients.to_arrays(workload, workload.theta0)
-    peers = PeersGrid(grid, run.hosts, _task(run, keeper, steps), account.note)
+    peers = PeersGrid(grid, run.hosts, _task(run, keeper, steps), account.note, keeper.is_scored)
     if not keeper.first_round:  # a strategy asks for scores after rounds only
         peers.score(initial, run.config.runtime.run_timeout)
     result = strategy.start(
         grid=peers,
         initial_arrays=initial,
-        num_rounds=rounds - keeper.first_round,
+        num_rounds=math.ceil(run.iterations / steps) - keeper.first_round,
         timeout=run.config.runtime.run_timeout,
         train_config=ConfigRecord(),
         evaluate_config=ConfigRecord(),
@@ -65,8 +99,9 @@ def run_strategy(grid: Grid, run: Run) -> dict[str, Any]:
     )
     if not result.arrays or result.arrays is initial:  # Flower 1.43 returns what it began with
         raise RunFailedError(f"{method.algorithm} returned no model; see Flower's log above")
-    account.share_out(time.monotonic() - begin, run.hosts)
-    return collect_results(run, account.outcomes(run, workload), progress)
+    passed = time.monotonic() - begin
+    account.share_out(passed, run.hosts)
+    return passed
 
 
 def _task(run: Run, keeper: RoundKeeper, steps: int) -> dict[str, Any]:
@@ -96,14 +131,18 @@ class _Account:
         Shows the reports, also those of earlier rounds.
     payload : int
         Bytes of one model.
+    callbacks : Callbacks
+        Get each evaluation.
     """
 
-    def __init__(self, keeper: RoundKeeper, progress: Progress, payload: int) -> None:
+    def __init__(self, keeper: RoundKeeper, progress: Progress, payload: int, callbacks: Callbacks) -> None:
         self._keeper, self._progress, self._payload = keeper, progress, payload
+        self._callbacks, self._begin = callbacks, time.monotonic()
         self._seconds, self._sent = keeper.seconds, keeper.sent
         self._before = {p: dict(parts) for p, parts in keeper.seconds.items()}
         self._last: dict[int, Report] = {}
-        self._privacy: dict[int, dict[str, float | None]] = {}
+        self._last_only: dict[int, dict[str, float | None]] = {}
+        """The numbers of each peer's last evaluation that no report has."""
         for report in keeper.reports:
             progress.fill(report)
 
@@ -119,8 +158,13 @@ class _Account:
                 told_of = {key: note[key] for key in Report.__struct_fields__ if key != "bytes_sent"}
                 report = self._last[peer] = Report(**told_of, bytes_sent=self._sent[peer])
                 self._progress.add(report)
+                passed = time.monotonic() - self._begin
+                self._callbacks.evaluated(
+                    Evaluation(**structs.asdict(report), seconds=passed, epsilon=note.get("epsilon"))
+                )
                 self._keeper.reports.append(report)
-                self._privacy[peer] = {key: note.get(key) for key in ("epsilon", "delta")}
+                only = ("accuracy_seen", "epsilon", "delta")
+                self._last_only[peer] = {key: note.get(key) for key in only}
 
     def share_out(self, passed: float, hosts: Sequence[HostAssignment]) -> None:
         """Count as exchange those of ``passed`` seconds that no gradient or evaluation of a host took."""
@@ -140,9 +184,10 @@ class _Account:
                 accuracy=r.accuracy,
                 accuracy_unseen=r.accuracy_unseen,
                 bytes_sent=r.bytes_sent,
-                sketch=r.sketch,
-                epsilon=self._privacy[p]["epsilon"],
-                delta=self._privacy[p]["delta"],
+                sketch=cast(str, r.sketch),  # the server has each client's
+                accuracy_seen=self._last_only[p]["accuracy_seen"],
+                epsilon=self._last_only[p]["epsilon"],
+                delta=self._last_only[p]["delta"],
                 seconds=self._seconds[p],
                 iterations=run.iterations,
                 parameters=workload.theta0.size,

@@ -19,10 +19,11 @@ DEVIATION = 2.5
 
 
 def unlike(statistics: Mapping[int, Mapping[str, Any]]) -> str | None:
-    """Return a warning that names two peers whose pictures are unlike, with the numbers of all peers.
+    """Return a warning that names the two peers whose pictures differ most; None if no two peers' differ.
 
-    The two are those that differ in the most ways; None if no two differ. Sites with other classes have other
-    pictures, so the warning is a hint to look at both sites, not an error.
+    The two are those with the most kinds of difference. The warning has the statistics of every peer.
+    Pictures of different classes differ too, so the warning asks people to look at both sites; it is not an
+    error.
 
     Parameters
     ----------

@@ -175,7 +175,7 @@ class Agreement:
             return self._notary.write(self._state, self._member_of[remote])
 
     def contacts(self) -> Mapping[int, int]:
-        """Return, by lowest peer of each member to gossip with, the local peer that speaks to it."""
+        """Return the members to gossip with, each by its lowest peer, and the local peer that gossips."""
         with self._changed:
             return dict.fromkeys(gossip.contacts(self._state), self._state.me)  # named by its lowest peer
 
@@ -257,6 +257,18 @@ class Agreement:
         """
         with self._changed:
             return "" if self._state.phase in (Phase.FINISHED, Phase.LEFT) else self._state.expired
+
+    def alone_for(self) -> float | None:
+        """Return for how many seconds this host has asked to be let in without a word from another member.
+
+        None if it does not ask.
+        """
+        with self._changed:
+            if self._state.phase is not Phase.JOINING:
+                return None
+            now = self._clock()
+            since = now if self._state.joining_since is None else self._state.joining_since
+            return now - max([since, *self._spoken.values()])
 
     @property
     def _moved(self) -> bool:

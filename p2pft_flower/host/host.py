@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+from functools import partial
 from typing import Any
 
 from p2pft_flower.algorithms.codecs import make_codec
@@ -25,6 +26,7 @@ from p2pft_flower.host.ending import (
 )
 from p2pft_flower.host.exchange import HostExchange
 from p2pft_flower.host.keeper import Keeper
+from p2pft_flower.host.lookout import Lookout
 from p2pft_flower.host.meeting import Meeting
 from p2pft_flower.host.problem import Objective, Problem
 from p2pft_flower.host.publisher import Publisher
@@ -33,7 +35,7 @@ from p2pft_flower.host.session import Session, Sessions
 from p2pft_flower.host.standings import Standings
 from p2pft_flower.host.training import PeerFailedError, Training, naming
 from p2pft_flower.host.wires import Access, Wires
-from p2pft_flower.keeping.lines import Outcome, ViewChange
+from p2pft_flower.keeping.lines import Failed, Outcome, ViewChange
 from p2pft_flower.plan import Plan
 from p2pft_flower.transport import OwnPulse, Pulse, Stop, ViewChangeError, cause_from
 
@@ -100,6 +102,7 @@ class Host:
         )
         self._recorder: Recorder | None = None
         self._wires: Wires | None = None
+        self._lookout: Lookout | None = None
         self._training: Training | None = None
         self._publisher = Publisher(
             plan,
@@ -146,7 +149,9 @@ class Host:
             stack.callback(self._ending.wait)  # last: no news comes any more
             stack.callback(self._close_wires)
             publisher = self._publisher
-            recorder = self._recorder = Recorder(self.plan, self.problem, self._access, publisher.evaluated)
+            recorder = self._recorder = Recorder(
+                self.plan, self.problem, self._access, publisher.evaluated, publisher.view_changed
+            )
             stack.callback(recorder.close)
             stack.callback(publisher.close)
             publisher.start()
@@ -191,6 +196,7 @@ class Host:
             self._meeting.meet(self._wires, plan.greetings)
         if self._wires is not None:
             self._wires.watch()
+            self._lookout = self._wires.lookout()
         recorder.started()
         self._publisher.training_begins()
         self._train(recorder, training, theta0, sessions)
@@ -272,7 +278,7 @@ class Host:
         let_in = False
         while True:
             self._pulse.enter(Pulse.PAUSED)
-            new = agreement.settle(self.raise_if_stopped, training.keep_excluded)
+            new = agreement.settle(partial(self._raise_if_over, agreement), training.keep_excluded)
             let_in = let_in or not set(new.joined).isdisjoint(self._peers)
             recorder.view_changed(new)
             if len(new.view.peers) < least:
@@ -294,6 +300,12 @@ class Host:
             thetas = {p: state.theta for p, state in training.states.items()}
             wires.server.offer(session.first, thetas, session.peers)
             return
+
+    def _raise_if_over(self, agreement: Agreement) -> None:
+        """Raise the error that ends this host, also if it asks to be let in and nobody is left to do that."""
+        self.raise_if_stopped()
+        if self._lookout is not None and (alone := agreement.alone_for()) is not None:
+            self._lookout.raise_if_over(alone)
 
     def _close_wires(self) -> None:
         if self._wires is not None:
@@ -401,6 +413,16 @@ class Host:
         """Every change of view so far, as in the peers' journals."""
         return [] if self._recorder is None else list(self._recorder.views)
 
+    @property
+    def failures(self) -> list[Failed]:
+        """The last lines of the peers' journals, without tracebacks, if this host has given up."""
+        return [] if self._recorder is None else list(self._recorder.failures)
+
+    @property
+    def seconds(self) -> float:
+        """Seconds from the plan to the end of this host's peers; 0 before."""
+        return 0.0 if self._recorder is None else self._recorder.seconds_in_all
+
     def _fail(self, error: BaseException) -> None:
         """End this host by an error of the training, alone or with all others, as the cause asks for."""
         cause = cause_of(error)
@@ -436,7 +458,9 @@ class Host:
 
     def _note(self, end: End) -> None:
         if self._recorder is not None:
-            self._recorder.failed(self._iteration, end.noted)
+            training = self._training if self._begun else None
+            sent, seconds = ({}, 0.0) if training is None else training.sent
+            self._recorder.failed(self._iteration, end.noted, sent, seconds)
 
     def _pass_on(self, end: End) -> bool:
         """Send the neighbours a stop; return False if there is no way to them, or no news."""

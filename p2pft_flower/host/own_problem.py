@@ -55,8 +55,8 @@ class Plugged:
     Raises
     ------
     ConfigError
-        If the function cannot be found, raises, or returns something else than such a problem; names key,
-        value, and the fault.
+        If the function cannot be found, raises, or returns something else than such a problem; the message
+        names key, value, and the fault.
     """
 
     def __init__(self, config: LearningConfig, n: int, peers: Sequence[int] | None = None) -> None:
@@ -93,7 +93,7 @@ class Plugged:
         Raises
         ------
         ConfigError
-            If the problem raises, or returns something else.
+            If the problem raises, or returns anything but a whole number of at least 1.
         """
         with self._naming(f"samples({peer})"):
             count: Any = self._own.samples(peer)
@@ -171,7 +171,7 @@ class Plugged:
         Raises
         ------
         ConfigError
-            If it is not; ``what`` names it in the error.
+            If ``found`` is not such an array; the message calls it ``what``.
         """
         wanted = self.theta0
         if (
@@ -210,16 +210,18 @@ class _Checked:
 
     def evaluate(self, theta: Vector) -> Score:
         score = self._own.evaluate(theta)
-        unseen = getattr(score, "accuracy_unseen", None)
+        parts = [getattr(score, f"accuracy_{which}", None) for which in ("unseen", "seen")]
         numbers = [getattr(score, "loss", None), getattr(score, "accuracy", None)]
-        if not all(isinstance(x, Real) for x in numbers) or not isinstance(unseen, (Real, type(None))):
+        if not all(isinstance(x, Real) for x in numbers) or not all(
+            isinstance(x, (Real, type(None))) for x in parts
+        ):
             raise ConfigError(
                 f"problem = {self._plugged.config.problem!r}: peer {self._peer}'s score is {score!r}; it "
-                "must have numbers loss and accuracy (math.nan where there is none), and accuracy_unseen, a "
-                "number or None"
+                "must have numbers loss and accuracy (math.nan where there is none), and may have "
+                "accuracy_unseen and accuracy_seen, numbers or None"
             )
-        told = None if unseen is None or math.isnan(unseen) else float(unseen)
-        return _Score(float(score.loss), float(score.accuracy), told)
+        unseen, seen = (None if x is None or math.isnan(x) else float(x) for x in parts)
+        return _Score(float(score.loss), float(score.accuracy), unseen, seen)
 
 
 class _Score(NamedTuple):
@@ -228,3 +230,4 @@ class _Score(NamedTuple):
     loss: float
     accuracy: float
     accuracy_unseen: float | None
+    accuracy_seen: float | None

@@ -33,6 +33,11 @@ class Score(Protocol):
         """
         ...
 
+    @property
+    def accuracy_seen(self) -> float | None:
+        """Share, 0..1, of right answers on the other test images; None if there is none."""
+        ...
+
 
 class Objective(Protocol):
     """One peer's loss: fresh mini-batch gradients, and scores."""
@@ -54,16 +59,16 @@ class Objective(Protocol):
         ...
 
     def go_to(self, position: Mapping[str, Any], lost: int) -> None:
-        """Continue at the position of another objective of the same peer, in any process.
+        """Continue at the position that another objective of the same peer recorded, in any process.
 
         Parameters
         ----------
         position : mapping
             The other objective's :meth:`position`.
         lost : int
-            The most gradients that the other objective may have drawn after ``position``. They count towards
-            ε if the noise is drawn anew; if it comes from the seed, the same gradients come again and cost
-            nothing more.
+            Largest number of gradients that the other objective may have drawn after ``position``. They count
+            towards ε if the noise is drawn anew; if it comes from the seed, the same gradients come again and
+            cost nothing more.
         """
         ...
 

@@ -11,12 +11,13 @@ from collections.abc import Callable, Mapping
 
 from p2pft_flower.host.bulletin import BulletinWriter, awaited_by
 from p2pft_flower.host.site_log import Awaited, SiteLog
-from p2pft_flower.host.standings import SKETCHED, Standings, most_edges
+from p2pft_flower.host.standings import Standings, most_edges
 from p2pft_flower.host.wires import Wires
 from p2pft_flower.keeping import sketch
 from p2pft_flower.keeping.lines import Evaluation, ViewChange
 from p2pft_flower.plan import Plan
 from p2pft_flower.transport import Carried, EdgeTraffic, OwnPulse, PeerScores, Pulse, Standing
+from p2pft_flower.typed import encoded
 
 __all__ = ["Publisher"]
 
@@ -141,11 +142,15 @@ class Publisher:
             accuracy=math.nan if line.accuracy is None else line.accuracy,
             accuracy_unseen=line.accuracy_unseen,
             bytes_sent=line.bytes_sent,
-            sketch=sketched if self._plan.n <= SKETCHED else (),
+            sketch=sketched,
         )
-        self._standings.score(self._incarnation, told)
+        self._standings.score(told)
         if self._log is not None:
             self._log.evaluated(line, self._rate.value)
+
+    def view_changed(self, change: ViewChange) -> None:
+        """Take a change of view; from any thread."""
+        self._standings.view_changed(encoded(change))
 
     def close(self) -> None:
         """End the thread, and remove the bulletin: what has come of the run stands in the journals."""

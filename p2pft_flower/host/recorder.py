@@ -18,11 +18,12 @@ from msgspec import structs
 
 from p2pft_flower.errors import ConfigError, cause_of
 from p2pft_flower.host.agreement import NewView
+from p2pft_flower.host.callbacks import Callbacks, WatchedRun
 from p2pft_flower.host.problem import Objective, Problem, Score
 from p2pft_flower.host.wires import Access
 from p2pft_flower.keeping import lines, sketch
 from p2pft_flower.keeping.journal import Journal, JournalError
-from p2pft_flower.keeping.lines import Evaluation, Outcome, ViewChange
+from p2pft_flower.keeping.lines import Evaluation, Failed, Outcome, ViewChange
 from p2pft_flower.plan import Plan
 from p2pft_flower.transport import ObserverClient, PeerReport, Standing
 from p2pft_flower.typed import encoded
@@ -59,6 +60,8 @@ class Recorder:
         The certificates with which this machine reports to the observer, or the permission of plain text.
     on_evaluation : callable
         Gets each evaluation, and the sketch, (128,), of the peer's θ; default: nobody does.
+    on_view : callable
+        Gets each change of view; default: nobody does.
     """
 
     def __init__(
@@ -67,9 +70,21 @@ class Recorder:
         problem: Problem,
         access: Access,
         on_evaluation: Callable[[Evaluation, sketch.Sketch], None] = lambda *_: None,
+        on_view: Callable[[ViewChange], None] = lambda _: None,
     ) -> None:
-        self._plan, self._problem, self._on_evaluation = plan, problem, on_evaluation
+        self._plan, self._problem = plan, problem
+        self._on_evaluation, self._on_view = on_evaluation, on_view
         self._begin = time.monotonic()
+        watched = WatchedRun(
+            run=plan.run,
+            name=plan.config.runtime.name,
+            folder=Path(plan.output_dir),
+            peers=tuple(p.peer for p in plan.peers),
+            n=plan.n,
+            iterations=plan.iterations,
+            config=plan.config.to_mapping(),
+        )
+        self._callbacks = Callbacks(plan.config, watched, self._warn)  # before any file is opened
         self._journals = {p.peer: Journal(Path(plan.output_dir), p.peer) for p in plan.peers}
         self._observer = _observer(plan.observer, access) if plan.observer else None
         # Flower's engine brings the app into its workers without their log's set-up. The level
@@ -79,6 +94,13 @@ class Recorder:
         self._seconds = {p.peer: {"gradient": 0.0, "exchange": 0.0, "evaluation": 0.0} for p in plan.peers}
         """Seconds of each peer by activity; of exchanges only those before this run."""
         self._scores: dict[int, Score] = {}
+        self._spent: dict[int, tuple[float | None, float | None]] = {}
+        """(ε, δ) of each peer's gradients up to its last evaluation."""
+        self._times: dict[int, list[float]] = {}
+        """Times of each journal's first line and, if there is one, last line."""
+        self.failures: list[lines.Failed] = []
+        """The last lines of the journals, if the host has given up."""
+        self._ends: dict[int, Outcome | Failed] = {}
         self.views: list[ViewChange] = []
         """Every change of view so far, as in the journals."""
         for peer, journal in self._journals.items():
@@ -94,6 +116,13 @@ class Recorder:
                 about=plan.peer_facts.get(peer),
             )
             journal.write(first)
+            self._times[peer] = [first.time]
+        self._callbacks.start()
+
+    @property
+    def seconds_in_all(self) -> float:
+        """Seconds from the first to the last line of a journal, this host's longest; 0 before the end."""
+        return max((times[-1] - times[0] for times in self._times.values()), default=0.0)
 
     def continue_journal(
         self,
@@ -177,9 +206,11 @@ class Recorder:
             "seconds": time.monotonic() - self._begin,
         }
         sketched = self._sketch(theta)
-        epsilon, _ = objective.privacy_spent() or (None, None)  # a run that fails has spent it, too
+        self._spent[peer] = objective.privacy_spent() or (None, None)  # a run that fails has spent it, too
+        epsilon, _ = self._spent[peer]
         line = Evaluation(sketch=sketch.encode(sketched), epsilon=epsilon, **told)
         self._journals[peer].write(line)
+        self._callbacks.evaluated(line)
         self._report(sketch=sketched, **told)
         self._on_evaluation(line, sketched)
         return score
@@ -196,13 +227,14 @@ class Recorder:
     def view_changed(self, new: NewView) -> None:
         """Log, report and write into the journals that the peers go on in another view."""
         place = ", ".join(map(str, new.view.peers))
-        what = [f"peer {p} is gone" for p in new.lost] + [f"peer {p} has come back" for p in new.joined]
+        called = self._plan.called
+        what = [f"{called(p)} is gone" for p in new.lost] + [f"{called(p)} has come back" for p in new.joined]
         note = (
             f"view {new.number} after {new.iteration} iterations: {'; '.join(what) or 'nobody was lost'}; "
             f"going on with the peers {place}"
         )
         log.warning("%s, %.1f s after they stopped", note, new.seconds)
-        notes = [note, *(f"peer {p} is gone: {why}" for p, why in sorted(new.why.items()))]
+        notes = [note, *(f"{called(p)} is gone: {why}" for p, why in sorted(new.why.items()))]
         for text in notes[1:]:
             log.warning("%s", text)
         first, peers = self._plan.peers[0].peer, new.view.peers
@@ -221,9 +253,11 @@ class Recorder:
         for text in notes:
             self._report(peer=first, note=text[:MAX_NOTE], live=peers, view_change=encoded(change))
         self.views.append(change)
+        self._on_view(change)
         for peer, journal in self._journals.items():
             journal.write(structs.replace(change, peer=peer))
             journal.sync()  # a resumed run that counts gradients must know of each change
+        self._callbacks.view_changed(change)
 
     def finish(
         self, peer: int, objective: Objective, theta: Vector, bytes_sent: int, exchange_seconds: float
@@ -235,6 +269,7 @@ class Recorder:
         epsilon, delta = objective.privacy_spent() or (None, None)
         outcome = Outcome(
             **_scores(self._scores[peer]),
+            accuracy_seen=self._scores[peer].accuracy_seen,
             peer=peer,
             bytes_sent=bytes_sent,
             seconds=self.seconds(peer, exchange_seconds),
@@ -247,15 +282,34 @@ class Recorder:
             preprocessing=self._preprocessing,
         )
         self._save(peer, theta, self._plan.iterations, stopped=False)
-        return outcome if self._journals[peer].write_last(outcome) else None
+        self._times[peer].append(outcome.time)
+        if not self._journals[peer].write_last(outcome):
+            return None
+        self._ends[peer] = outcome
+        return outcome
 
-    def failed(self, iteration: int, error: BaseException) -> None:
+    def failed(
+        self, iteration: int, error: BaseException, sent: Mapping[int, int], exchange_seconds: float
+    ) -> None:
         """Write the error by which the host ends into each journal without a last line; from any thread.
 
         Never raises: an error of writing must not hide the reason why the host ends.
+
+        Parameters
+        ----------
+        iteration : int
+            The iteration that is under way.
+        error : BaseException
+            The error.
+        sent : mapping of int to int
+            The bytes that each peer has sent so far; empty before training.
+        exchange_seconds : float
+            Seconds that this host has spent in exchanges so far.
         """
         where = "".join(traceback.format_exception(error))
         for peer, journal in self._journals.items():
+            epsilon, delta = self._spent.get(peer, (None, None))
+            known = bool(sent)  # else the problem may not be built yet
             told = lines.Failed(
                 peer=peer,
                 iteration=iteration,
@@ -263,9 +317,18 @@ class Recorder:
                 kind=type(error).__name__,
                 cause=cause_of(error).name,
                 traceback=where,
+                bytes_sent=sent.get(peer),
+                seconds=self.seconds(peer, exchange_seconds) if known else {},
+                epsilon=epsilon,
+                delta=delta,
+                parameters=self.q if known else None,
+                model_parameters=self._problem.model_parameters if known else None,
             )
             try:
-                journal.write_last(told)
+                if journal.write_last(told):
+                    self._times[peer].append(told.time)
+                    self.failures.append(structs.replace(told, traceback=""))
+                    self._ends[peer] = told
             except JournalError as unwritten:
                 log.error("the last line of a log is missing: %s", unwritten)  # noqa: TRY400 - one line
 
@@ -297,11 +360,17 @@ class Recorder:
         return self._journals[peer].save_tail(self._problem.named_tail(theta), metadata, stopped=stopped)
 
     def close(self) -> None:
-        """Let reports that are under way leave, within 1 s, and close the journals."""
+        """Let callbacks come to their end and reports that are under way leave, and close the journals."""
+        self._callbacks.close(self._ends)
         if self._observer is not None:
             self._observer.close(timeout=1.0)
         for journal in self._journals.values():
             journal.close()
+
+    def _warn(self, text: str) -> None:
+        """Warn of what hurts no training, here and at the coordinator; from any thread."""
+        log.warning("%s", text)
+        self._report(peer=self._plan.peers[0].peer, note=text[:MAX_NOTE])
 
     def _report(self, **told: Any) -> None:
         if self._observer is not None:

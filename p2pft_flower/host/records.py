@@ -67,7 +67,7 @@ def decode(message: pb.Record, groups: Groups, iterations: int) -> Record:
     ------
     ValueError
         If the record names members or peers that the run does not have, or no honest member writes such a
-        record; names the fault.
+        record; the message names the fault.
     """
     who = f"a record of member {message.member}"
     proposals = [p for p in (message.accepted, message.proposal) if p.ByteSize()]
@@ -147,7 +147,7 @@ def decode_step(message: pb.Step, groups: Groups, iterations: int) -> Step:
     ------
     ValueError
         If the step names members or peers that the run does not have, or no honest member makes such a step;
-        names the fault.
+        the message names the fault.
     """
     who = f"a step to view {message.value.number}"
     _check_view(who, message.value, groups, iterations)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -61,6 +62,8 @@ class SiteLog:
         self._silence = plan.config.runtime.peer_timeout
         self._told: tuple[int, float] | None = None
         """The peer, and since when it is waited for, of the last line."""
+        self._looked = -math.inf
+        """The time of the last look."""
         self._again = 0.0
         """Seconds of waiting after which there is another line."""
 
@@ -89,10 +92,13 @@ class SiteLog:
         rate : float
             Iterations a second of late; 0 if that is not known.
         """
+        stood_still, self._looked = now - self._looked > _AT_LEAST, now
+        if stood_still and awaited is not None:  # this process itself: it was suspended, or starts
+            return
         if self._told is not None and (awaited is None or self._told != (awaited.peer, awaited.since)):
             peer, since = self._told
             self._write(
-                logging.INFO, f"{self._me}: has waited {now - since:.0f} s for {self._plan.called(peer)}"
+                logging.INFO, f"{self._me}: {self._plan.called(peer)} has come after {now - since:.0f} s"
             )
             self._told = None
         if awaited is None:
@@ -103,9 +109,7 @@ class SiteLog:
             return
         self._told, self._again = (awaited.peer, awaited.since), 2 * waited
         who = self._plan.called(awaited.peer)
-        self._write(
-            logging.WARNING, f"{self._me}: waits for {who} since {waited:.0f} s; {self._why(awaited)}"
-        )
+        self._write(logging.WARNING, f"{self._me}: has waited {waited:.0f} s for {who}; {self._why(awaited)}")
 
     def _why(self, awaited: Awaited) -> str:
         if awaited.spoken is None:

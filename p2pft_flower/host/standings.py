@@ -17,15 +17,14 @@ from typing import Any
 
 from p2pft_flower.agreement.record import Age
 from p2pft_flower.host import records
-from p2pft_flower.keeping import sketch
 from p2pft_flower.transport import MOST_CERTIFICATES, Gossip, Refusals, Scores, Signatures, Standing, Status
 from p2pft_flower.transport.wire import p2pft_pb2 as pb
 from p2pft_flower.transport.wire.parsing import parse
 
-__all__ = ["SKETCHED", "Heard", "Standings", "most_edges"]
+__all__ = ["Heard", "Standings", "most_edges"]
 
-SKETCHED = 64
-"""The most peers of a run in which scores carry sketches, of 512 bytes each."""
+_VIEWS = 64
+"""The most changes of view that a look shows."""
 
 _LONGEST = 10.0**9
 """Seconds and iterations a second beyond which a standing is none of an honest member."""
@@ -127,21 +126,31 @@ class Standings:
         self._standings = _Board(Standing, b"p2pft standing")
         self._scores = _Board(Scores, b"p2pft scores")
         self._own: dict[int, pb.PeerScores] = {}
+        self._new = False
+        self._views: list[bytes] = []
         self._refusals = Refusals()
 
     # Of this host -------------------------------------------------------------------------------------
 
     def stand(self, standing: Standing) -> None:
-        """Take this host's own standing, in which member and version are set here."""
+        """Take this host's own standing, whose member and version are set here, and its new scores."""
         with self._lock:
             self._put(self._standings, standing)
+            if self._new:
+                told = Scores(incarnation=standing.incarnation, peers=self._own_scores)
+                for scores in told.peers:  # a sketch tells of θ, which is for the coordinator and neighbours
+                    del scores.sketch[:]
+                self._put(self._scores, told)
+                self._new = False
 
-    def score(self, incarnation: int, scores: pb.PeerScores) -> None:
-        """Take the scores of one of this host's peers; ``incarnation`` is the host's."""
+    def score(self, scores: pb.PeerScores) -> None:
+        """Take the scores of one of this host's peers, which are told with the next standing."""
         with self._lock:
-            self._own[scores.peer] = scores
-            told = Scores(incarnation=incarnation, peers=[self._own[p] for p in sorted(self._own)])
-            self._put(self._scores, told)
+            self._own[scores.peer], self._new = scores, True
+
+    @property
+    def _own_scores(self) -> list[pb.PeerScores]:
+        return [self._own[p] for p in sorted(self._own)]
 
     def _put(self, board: _Board, note: Any) -> None:
         before = board.notes.get(self._me)
@@ -175,6 +184,39 @@ class Standings:
             gossip.certificates.extend(
                 c for c in self._certificates({*standings, *scores}, other) if c not in there
             )
+
+    def answer(self, known: Gossip) -> Gossip:
+        """Return all that is new to one who says what is ``known`` there, for the coordinator's look.
+
+        With it go all changes of view, and the scores of this host's peers with their sketches.
+
+        Raises
+        ------
+        ValueError
+            If ``known`` names members that the run does not have.
+        """
+        answer = Gossip()
+        with self._lock:
+            for board, told, has in (
+                (self._standings, answer.standings, known.known_standings),
+                (self._scores, answer.scores, known.known_scores),
+            ):
+                had = records.decode_known(has, self._groups)
+                told.extend(n[1] for m, n in sorted(board.notes.items()) if n[0] > had.get(m, (-1, -1)))
+            answer.view_changes.extend(self._views)
+            answer.own_scores.extend(self._own_scores)
+        return answer
+
+    def known(self) -> Gossip:
+        """Return how new the notes here are, for a look."""
+        with self._lock:
+            return Gossip(known_standings=self._standings.known(), known_scores=self._scores.known())
+
+    def view_changed(self, line: bytes) -> None:
+        """Take the line of this host's journal on a change of view, for looks."""
+        with self._lock:
+            self._views.append(line)
+            del self._views[:-_VIEWS]
 
     def _certificates(self, authors: Iterable[int], other: int) -> list[bytes]:
         if self._signatures is None:
@@ -267,8 +309,8 @@ class Standings:
         for s in note.peers:
             if s.iteration > self._iterations:
                 raise ValueError(f"{who} with the iteration {s.iteration}, over {self._iterations}")
-            if len(s.sketch) not in (0, sketch.SIZE):
-                raise ValueError(f"{who} with a sketch of {len(s.sketch)} numbers")
+            if s.sketch:
+                raise ValueError(f"{who} with a sketch, which is for the coordinator alone")
             rates = [s.accuracy, *([s.accuracy_unseen] if s.HasField("accuracy_unseen") else [])]
             if not all(math.isnan(r) or 0 <= r <= 1 for r in rates):
                 raise ValueError(f"{who} with an accuracy that is none")
@@ -284,9 +326,10 @@ class Standings:
             now, found = self._clock(), {}
             for m in sorted(self._standings.notes.keys() | self._scores.notes.keys()):
                 standing, scores = self._standings.notes.get(m), self._scores.notes.get(m)
+                own = Scores(member=m, peers=self._own_scores) if m == self._me and self._own else None
                 found[m] = Heard(
                     None if standing is None else standing[2],
-                    None if scores is None else scores[2],
+                    own or (None if scores is None else scores[2]),
                     0.0 if standing is None or m == self._me else now - standing[3],
                 )
             return found

@@ -245,6 +245,11 @@ class Training:
         if self.completed is not None:
             self._keeper.keep_stopped(self.completed)
 
+    @property
+    def sent(self) -> tuple[dict[int, int], float]:
+        """The bytes that each peer has sent, and the seconds that this host has spent in exchanges."""
+        return dict(self._exchange.bytes_sent), self._exchange.seconds
+
     def save_stopped(self) -> None:
         """Save each peer's θ, and a checkpoint, after the last complete iteration, once; from any thread."""
         with self._saving:  # a second caller waits until the files are there

@@ -14,6 +14,7 @@ from p2pft_flower.agreement.state import begin, join
 from p2pft_flower.algorithms.seam import Vector
 from p2pft_flower.errors import ConfigError
 from p2pft_flower.host.agreement import Agreement, LostContactError
+from p2pft_flower.host.lookout import Lookout
 from p2pft_flower.host.notary import Notary
 from p2pft_flower.host.session import Session
 from p2pft_flower.host.standings import Standings
@@ -100,8 +101,6 @@ class Wires:
 
     Attributes
     ----------
-    awaited : (int, float) or None
-        The peer whose payload is waited for, and the time, by time.monotonic, from which on; None if none is.
     agreement : Agreement or None
         The host's part in agreeing on the next view; None if the view never changes.
 
@@ -130,7 +129,9 @@ class Wires:
     ) -> None:
         local, config = _checked(plan, session, access), plan.config.runtime
         self._session, self._standings = session, standings
-        self.awaited: tuple[int, float] | None = None
+        self._taking: tuple[int, float] | None = None
+        self._peer_timeout = config.peer_timeout
+        self._others = {m: a for m in sorted(plan.members) if (a := plan.addresses.get(m)) and m not in local}
         if joining:
             # Payloads that neighbours still send to this host's former life are no fault of theirs: they are
             # answered with WRONG_VIEW.
@@ -163,7 +164,9 @@ class Wires:
                 on_gossip=self.heartbeats.answer,
                 on_failure=self.fail,
                 members=frozenset(p for peers in plan.members.values() for p in peers),
+                on_look=self._standings.answer,
                 stop_digest=plan.stop_digest,
+                look_digest=plan.look_digest,
                 timeout=config.peer_timeout,
                 longest=config.hang_timeout,
                 credentials=access.credentials,
@@ -235,6 +238,10 @@ class Wires:
         if self.agreement is not None:
             self.agreement.start(self.heartbeats, lambda: self.links.neighbours)
 
+    def lookout(self) -> Lookout:
+        """Return the lookout for this host's time outside of every view."""
+        return Lookout(self._others, self._peer_timeout, elsewhere=self.heartbeats.elsewhere)
+
     def _patience(self, remote: int) -> Exception | None:
         # If views change, the agreement looks after all neighbours, and wakes all that wait.
         return self.heartbeats.absence(remote) if self.agreement is None else None
@@ -298,13 +305,18 @@ class Wires:
             f"to go on from within {timeout:g} s ({told}); the checkpoints are kept"
         )
 
+    @property
+    def awaited(self) -> tuple[int, float] | None:
+        """The peer that is waited for, to send its payload or to take one in, and since when, if any."""
+        return self._taking or self.links.awaited
+
     def take(self, session: Session, receiver: int, sender: int, iteration: int, phase: int) -> Received:
         """Wait for one payload and return it; see :meth:`Mailbox.take`."""
-        self.awaited = sender, time.monotonic()
+        self._taking = sender, time.monotonic()
         try:
             received = session.inbox.take(receiver, sender, iteration, phase, math.inf, self._patience)
         finally:
-            self.awaited = None
+            self._taking = None
         self.heartbeats.heard(sender)
         return received
 

@@ -288,7 +288,7 @@ def read_checkpoint(path: Path, run: str | None = None, q: int | None = None) ->
     ------
     DataError
         If the file cannot be read, is torn, altered or of another version, is of another peer or iteration
-        than its place says, or of another run or length of θ than asked for; names the file.
+        than its place says, or of another run or length of θ than asked for; the message names the file.
     """
     from safetensors import SafetensorError, safe_open
 

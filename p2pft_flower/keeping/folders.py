@@ -198,7 +198,7 @@ def require_regular(path: Path) -> None:
     Raises
     ------
     OSError
-        If it is a link, pipe or device, or cannot be opened, or nothing is there.
+        If ``path`` is a link, pipe or device, cannot be opened, or does not exist.
     """
     os.close(private(str(path), os.O_RDONLY))
 

@@ -53,8 +53,8 @@ class Journal:
     Raises
     ------
     JournalError
-        If the folder cannot be made or the journal cannot be opened; by every method that writes, if the disk
-        is full, read-only or broken.
+        If the folder cannot be made or the journal cannot be opened. Every method that writes raises it if
+        the disk is full, read-only or broken.
     """
 
     def __init__(self, folder: Path, peer: int) -> None:
@@ -166,7 +166,8 @@ def read_journal(path: Path) -> Iterator[AnyLine]:
     Raises
     ------
     DataError
-        If the journal cannot be read, or a line is damaged or is no line of a journal; names file and line.
+        If the journal cannot be read, or a line is damaged or is no line of a journal; the message names file
+        and line.
     """
     for line in _read(path):
         if isinstance(line, DataError):
@@ -215,7 +216,7 @@ def _read(path: Path) -> Iterator[AnyLine | DataError]:
 
 
 class Life(NamedTuple):
-    """The lines of one run in a journal, or of one start of the peer if it was started again in the run.
+    """The lines of one life of a peer in its journal: of one start of the peer in a run.
 
     Attributes
     ----------

@@ -73,7 +73,8 @@ class Start(Line, frozen=True, kw_only=True, tag="start"):
 class Report(msgspec.Struct, frozen=True, kw_only=True):
     """One peer's scores after an iteration.
 
-    If the peer has no test image, loss and accuracy are NaN, or None if they were read from a file.
+    If the peer has no test image, loss and accuracy are NaN, or None if they were read from a file. The
+    sketch is None if only others have told of the scores.
     """
 
     peer: PeerNumber
@@ -81,7 +82,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     loss: float | None
     accuracy: float | None
     accuracy_unseen: float | None
-    sketch: SKETCH
+    sketch: SKETCH | None
     bytes_sent: Count
 
 
@@ -153,13 +154,31 @@ class ViewChange(Line, frozen=True, kw_only=True, tag="view"):
 
 
 class Failed(Line, frozen=True, kw_only=True, tag="failed"):
-    """The host gave up: ``error`` is the error's text, ``kind`` its class, ``cause`` its cause's name."""
+    """The last line of a peer that has not come to its end: its host gave up.
+
+    Attributes
+    ----------
+    iteration : int
+        The iteration that was under way.
+    error, kind, cause : str
+        The error's text, its class, and its cause's name.
+    traceback : str
+        Where the error was raised.
+    bytes_sent, seconds, epsilon, delta, parameters, model_parameters
+        As in :class:`Outcome`, so far; None or empty if it is not known.
+    """
 
     iteration: Count
     error: str
     kind: str
     cause: str = ""
     traceback: str = ""
+    bytes_sent: Count | None = None
+    seconds: Seconds = msgspec.field(default_factory=dict)
+    epsilon: float | None = None
+    delta: float | None = None
+    parameters: Count | None = None
+    model_parameters: Count | None = None
 
 
 class Outcome(Line, frozen=True, kw_only=True, tag="end"):
@@ -169,6 +188,9 @@ class Outcome(Line, frozen=True, kw_only=True, tag="end"):
     ----------
     loss, accuracy, accuracy_unseen : float or None
         Scores of the peer's last θ on the test split.
+    accuracy_seen : float or None
+        The accuracy on the test images of classes of which the peer holds images; None if there is none, or
+        the journal is an earlier version's.
     bytes_sent : int
         Payload bytes that the peer has sent along its out-edges.
     seconds : dict
@@ -199,12 +221,14 @@ class Outcome(Line, frozen=True, kw_only=True, tag="end"):
     epsilon: float | None = None
     delta: float | None = None
     preprocessing: dict[str, Any] | None = None
+    accuracy_seen: float | None = None
 
 
 class Round(Scored, frozen=True, kw_only=True, tag="round"):
     """A client of one of Flower's strategies was evaluated, which took ``evaluation`` seconds."""
 
     evaluation: float
+    accuracy_seen: float | None = None
 
 
 class LastRound(Line, frozen=True, kw_only=True, tag="last round"):
@@ -241,7 +265,8 @@ def read_line(text: bytes, where: object) -> AnyLine:
     Raises
     ------
     DataError
-        If these are no line of this version's journals, or were damaged or edited; names ``where``.
+        If the bytes are no line of this version's journals, or were damaged or edited; the message names
+        ``where``.
     """
     told, end = text[:-_CHECK], _END.fullmatch(text[-_CHECK:])
     if end is not None and int(end[1], 16) == zlib.crc32(told):

@@ -26,7 +26,7 @@ def next_incarnation(output_dir: Path, peer: int) -> int:
     Raises
     ------
     DataError
-        If the count cannot be read or written; names the file and the remedy.
+        If the count cannot be read or written; the message names the file and the remedy.
     """
     path = output_dir / "peers" / f"peer-{peer}.starts"
     starts = _read(path) + 1

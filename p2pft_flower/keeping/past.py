@@ -33,11 +33,12 @@ class Past(NamedTuple):
     view: int = 0
 
     def before(self, iteration: int) -> list[Evaluation | ViewChange]:
-        """Return the evaluations and changes of view before ``iteration``, each once, by their time.
+        """Return the evaluations and changes of view before ``iteration``, each once, in order of time.
 
-        A life that was let in repeats the lines of the earlier lives; a life that ended before repeats none,
-        so all lives are read. If a life was let in at an earlier iteration than the life before had reached,
-        the lines of the life before from there on do not count.
+        A life is one start of the peer. A life that the others have let in copies the lines of the earlier
+        lives; a life that ended before it was let in has copied none, so all lives are read. If a life was
+        let in at an iteration that the lives before had already passed, their lines from that iteration on
+        are left out.
         """
         told: dict[tuple[type, int], Evaluation | ViewChange] = {}
         for life in self.lives:

@@ -71,29 +71,40 @@ class Progress:
         Called with each line, a text.
     missing : collection of int, optional
         Peers that take no part; their scores are None. Default none.
+    completed : callable, optional
+        Called with each iteration whose reports are complete, its consensus error, and the bytes of all.
     """
 
     def __init__(
-        self, n: int, iterations: int, tell: Callable[[str], None], missing: Collection[int] = ()
+        self,
+        n: int,
+        iterations: int,
+        tell: Callable[[str], None],
+        missing: Collection[int] = (),
+        completed: Callable[[int, float | None, int], None] = lambda *_: None,
     ) -> None:
-        self._n, self._iterations, self._tell = n, iterations, tell
+        self._n, self._iterations, self._tell, self._completed = n, iterations, tell, completed
         self._live = set(range(n)) - set(missing)
         self._reports: dict[int, dict[int, Report]] = {}
+        self._last: dict[int, Report] = {}
+        """Each peer's report of the latest iteration."""
         self._begin: float | None = None
         """Time of the first complete evaluation, from which the remaining time is estimated."""
         self._first = 0
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal's handler asks for the history, too
 
     def add(self, report: Report) -> None:
         """Take a report in; another report of the same peer and iteration changes nothing."""
         with self._lock:
             row = self._reports.setdefault(report.iteration, {})
             complete = self._live <= row.keys()
-            row.setdefault(report.peer, report)
+            self._take(report)
             if complete or not self._live <= row.keys():
                 return
-            line = self._line(report.iteration, [row[p] for p in sorted(row)])
+            reports, sent = [row[p] for p in sorted(row)], self._sent(report.iteration)
+            line = self._line(report.iteration, reports, sent)
         self._tell(line)
+        self._completed(report.iteration, _consensus(reports), sent)
 
     def go_on_with(self, peers: Collection[int]) -> None:
         """Take an iteration's reports, from here on, as complete if they have those of ``peers``."""
@@ -103,16 +114,31 @@ class Progress:
     def fill(self, report: Report) -> None:
         """Take a report in that the observer missed, without giving out a line."""
         with self._lock:
-            self._reports.setdefault(report.iteration, {}).setdefault(report.peer, report)
+            self._take(report)
+
+    def _take(self, report: Report) -> None:
+        self._reports.setdefault(report.iteration, {}).setdefault(report.peer, report)
+        last = self._last.get(report.peer)
+        if last is None or last.iteration < report.iteration:
+            self._last[report.peer] = report
+
+    def last(self, peer: int) -> Report | None:
+        """Return the report of a peer's latest iteration; None if there is none."""
+        with self._lock:
+            return self._last.get(peer)
 
     def history(self) -> list[dict[str, Any]]:
         """Return one entry for each evaluated iteration, ascending.
 
-        Scores without a report are None, and so is the consensus error if reports are missing.
+        Scores without a report are None, and so is the consensus error if reports are missing. The bytes are
+        those of all peers up to then, the lost ones' among them, as far as reports tell.
         """
-        rows = []
-        for iteration in sorted(self._reports):
-            row = self._reports[iteration]
+        with self._lock:
+            reports = {iteration: dict(row) for iteration, row in self._reports.items()}
+        rows, sent = [], dict[int, int]()
+        for iteration in sorted(reports):
+            row = reports[iteration]
+            sent |= {p: max(r.bytes_sent, sent.get(p, 0)) for p, r in row.items()}
             present = [row.get(p) for p in range(self._n)]
             rows.append(
                 {
@@ -120,7 +146,7 @@ class Progress:
                     "loss": [r and scored(r.loss) for r in present],
                     "accuracy": [r and scored(r.accuracy) for r in present],
                     "accuracy_unseen": [r and r.accuracy_unseen for r in present],
-                    "bytes_sent": sum(r.bytes_sent for r in row.values()),
+                    "bytes_sent": sum(sent.values()),
                     "consensus_error": _consensus([row[p] for p in sorted(row)])  # in any order of arrival
                     if row.keys() >= self._live
                     else None,
@@ -128,7 +154,22 @@ class Progress:
             )
         return rows
 
-    def _line(self, iteration: int, reports: Sequence[Report]) -> str:
+    def _sent(self, iteration: int) -> int:
+        """Return the bytes that all peers have sent up to ``iteration``, those of lost peers included."""
+        row, sent = self._reports[iteration], 0
+        for peer, last in self._last.items():
+            report: Report | None = row.get(peer, last)
+            if (
+                report is not None and report.iteration > iteration
+            ):  # it is ahead of this iteration, and was not in it
+                before = (
+                    self._reports[k].get(peer) for k in sorted(self._reports, reverse=True) if k < iteration
+                )
+                report = next((r for r in before if r is not None), None)
+            sent += 0 if report is None else report.bytes_sent
+        return sent
+
+    def _line(self, iteration: int, reports: Sequence[Report], sent: int) -> str:
         width = len(str(self._iterations))
         if self._begin is None:
             self._begin, self._first = time.monotonic(), iteration
@@ -136,10 +177,11 @@ class Progress:
         left = passed / done * (self._iterations - iteration) if done else None
         parts = [
             f"iteration {iteration:>{width}}/{self._iterations}",
+            *_whose([r.peer for r in reports], self._n),
             f"loss {_spread([r.loss for r in reports], '.3f')}",
             f"accuracy {_spread([r.accuracy for r in reports], '.3f')}",
-            f"consensus error {_consensus(reports):.2e}",
-            f"sent {human_bytes(sum(r.bytes_sent for r in reports))}",
+            *([] if (apart := _consensus(reports)) is None else [f"consensus error {apart:.2e}"]),
+            f"sent {human_bytes(sent)}",
         ]
         if left is not None:
             parts.append(f"{left:.0f} s left" if iteration < self._iterations else f"in {passed:.0f} s")
@@ -151,6 +193,13 @@ def scored(value: float | None) -> float | None:
     return None if value is None or math.isnan(value) else value
 
 
+def _whose(peers: Sequence[int], n: int) -> list[str]:
+    """Return which peers a line has the scores of, unless it has those of all ``n``."""
+    if len(peers) == n:
+        return []
+    return [f"peers {' '.join(map(str, peers))}" if len(peers) <= EACH_PEER else f"{len(peers)} of {n} peers"]
+
+
 def _spread(values: Sequence[float | None], form: str) -> str:
     if len(values) <= EACH_PEER:
         return " ".join("–" if scored(v) is None else format(v, form) for v in values)
@@ -160,8 +209,10 @@ def _spread(values: Sequence[float | None], form: str) -> str:
     return f"{min(there):{form}}/{float(np.mean(there)):{form}}/{max(there):{form}} (min/mean/max)"
 
 
-def _consensus(reports: Sequence[Report]) -> float:
-    return consensus_error([decode(r.sketch) for r in reports])
+def _consensus(reports: Sequence[Report]) -> float | None:
+    """Return an estimate of the peers' distance from their mean; None if a sketch is missing."""
+    sketches = [decode(r.sketch) for r in reports if r.sketch is not None]
+    return consensus_error(sketches) if len(sketches) == len(reports) else None
 
 
 def human_bytes(count: int) -> str:

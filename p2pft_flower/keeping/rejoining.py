@@ -32,7 +32,7 @@ def save_plan(plan: Plan) -> None:
     Raises
     ------
     DataError
-        If the plan cannot be written; names file and remedy.
+        If the plan cannot be written; the message names file and remedy.
     """
     path = plan_file(Path(plan.output_dir), plan.peers[0].peer)
     try:

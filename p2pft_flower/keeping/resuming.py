@@ -37,6 +37,7 @@ __all__ = [
 FREE_KEYS = frozenset(
     {
         *PRIVATE_KEYS,
+        "callbacks",
         "checkpoint-every",
         "checkpoints-kept",
         "evaluate-every",
@@ -44,6 +45,7 @@ FREE_KEYS = frozenset(
         "meet-timeout",
         "hang-timeout",
         "min-peers",
+        "name",
         "observer-address",
         "on-failure",
         "peer-timeout",
@@ -51,6 +53,7 @@ FREE_KEYS = frozenset(
         "rejoin-deadline",
         "resume",
         "run-timeout",
+        "tensorboard",
         "transport",
         # These are compared by their results: edges and weights, and the length.
         "topology",
@@ -86,12 +89,12 @@ class KeptView:
 
     @property
     def of_peer(self) -> PeerAbout:
-        """The facts, as those of a peer's checkpoint.
+        """The facts ``about`` of a peer, which must not be those of a strategy's server.
 
         Raises
         ------
         DataError
-            If the facts are those of a strategy's server.
+            If ``about`` is of a strategy's server.
         """
         if isinstance(self.about, ServerAbout):
             raise DataError("a checkpoint of the server of a strategy is none of a peer's")
@@ -200,7 +203,7 @@ def newest_common(kept: Sequence[Kept], *, exchanges: bool) -> tuple[int, dict[i
     Raises
     ------
     DataError
-        If there is no such iteration; lists the iterations that each peer has.
+        If there is no such iteration; the message lists the iterations that each peer has.
     """
     peers = {one.peer for one in kept}
     if exchanges:
@@ -385,7 +388,7 @@ def refuse(run: str, differences: Sequence[str]) -> None:
     Raises
     ------
     ConfigError
-        If there are differences; lists them, up to :data:`SHOWN`.
+        If there are differences; the message lists them, up to :data:`SHOWN`.
     """
     if differences:
         shown = list(dict.fromkeys(differences))

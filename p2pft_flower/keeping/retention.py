@@ -47,7 +47,7 @@ def iterations_apart(asked: int, evaluate_every: int) -> int:
 
 
 def files_kept(kept: int, every: int, lead: int | None) -> int:
-    """Return the number of files a peer with which all peers have ``kept`` iterations; see the module.
+    """Return how many files each peer keeps, so that all peers have ``kept`` iterations; see the module.
 
     Parameters
     ----------

@@ -45,6 +45,8 @@ class Running(msgspec.Struct, frozen=True):
         The process's number.
     started : str
         The process's :func:`~p2pft_flower.keeping.processes.start_mark`.
+    name : str
+        The run's name; empty if it has none.
     """
 
     run: str
@@ -52,6 +54,7 @@ class Running(msgspec.Struct, frozen=True):
     neighbours: tuple[PeerNumber, ...]
     pid: Annotated[int, msgspec.Meta(gt=0, lt=2**31)]
     started: str
+    name: str = ""
 
     @property
     def alive(self) -> bool:
@@ -101,12 +104,12 @@ def _folder() -> Path:
 
 
 @contextlib.contextmanager
-def registered(run: str, peers: Sequence[int], neighbours: Sequence[int]) -> Iterator[Entry]:
+def registered(run: str, peers: Sequence[int], neighbours: Sequence[int], name: str = "") -> Iterator[Entry]:
     """Let :func:`running` find this process during a ``with`` block; if that fails, log a warning."""
     pid = os.getpid()
     path, mark = _folder() / f"{pid}-{peers[0]}.json", _stop_mark(pid, peers[0])
     there = Entry(pid, peers[0])
-    record = Running(run, tuple(peers), tuple(neighbours), pid, start_mark(pid))
+    record = Running(run, tuple(peers), tuple(neighbours), pid, start_mark(pid), name)
     try:
         make_private(path.parent)
         mark.unlink(missing_ok=True)  # a killed process of the same number may have left it
@@ -124,7 +127,10 @@ def registered(run: str, peers: Sequence[int], neighbours: Sequence[int]) -> Ite
 
 
 def running(run: str | None = None) -> list[Running]:
-    """Return the processes in which peers train on this machine; if ``run`` is given, peers of this run."""
+    """Return the processes in which peers train on this machine; if ``run`` is given, peers of this run.
+
+    ``run`` is an id, or a name that several runs may have.
+    """
     found = []
     for path in sorted(_folder().glob("*.json")):
         try:
@@ -134,6 +140,6 @@ def running(run: str | None = None) -> list[Running]:
         except (OSError, DataError) as error:
             log.warning("%s is left out: it cannot be read (%s); remove it", path, error)
             continue
-        if there.alive and run in (None, there.run):
+        if there.alive and (run is None or run in {there.run, there.name or there.run}):
             found.append(there)
     return found

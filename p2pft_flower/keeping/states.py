@@ -75,7 +75,7 @@ def as_text(value: bool | int | float | None) -> bool | str | None:
 
 
 def as_number(value: bool | str | None) -> bool | int | float | None:
-    """Return the value that :func:`as_text` was given.
+    """Return the number from which :func:`as_text` made ``value``; return other values unchanged.
 
     Raises
     ------

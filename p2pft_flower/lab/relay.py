@@ -40,6 +40,8 @@ class Relay:
         The ``host:port`` at which the relay listens.
     connections : int
         Number of connections that were opened through the relay.
+    passed : dict of str to int
+        Bytes that have come in so far, of all connections, ``"there"``, towards the target, and ``"back"``.
     """
 
     def __init__(
@@ -65,6 +67,7 @@ class Relay:
         self._serving: set[asyncio.Future[None]] = set()
         self.address = ""
         self.connections = 0
+        self.passed = dict.fromkeys(self._whole, 0)
 
     def cut(self, *ways: str) -> None:
         """Pass nothing on in ``ways``: ``"there"``, towards the target, or ``"back"``; no argument: both."""
@@ -175,6 +178,7 @@ class Relay:
                     altered = await asyncio.to_thread(self._alter, number, passed, data)
                     passed += len(data)
                     data = altered
+                self.passed[way] += len(data)
                 await pieces.put((self._arrival(way, len(data)), data))
         await pieces.put((0.0, b""))
 
@@ -219,7 +223,7 @@ class Link:
             relay.cut(*ways)
 
     def mend(self, sender: int | None = None) -> None:
-        """Undo :meth:`cut` of ``sender``; None: of both senders."""
+        """Undo :meth:`cut` of ``sender``; None: of both."""
         for relay, ways in self._ways(sender):
             relay.mend(*ways)
 

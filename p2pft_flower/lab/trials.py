@@ -125,7 +125,7 @@ def _require_plain(config: RunConfig) -> None:
     Raises
     ------
     ConfigError
-        When there is one; names it.
+        When there is one; the message names it.
     """
     plain = RunConfig()
     followed = {"algorithm", "learning_rate", "schedule", "momentum", "weight_decay", "local_epochs"}

@@ -221,7 +221,7 @@ def changed_tensors(model: nn.Module, whole: nn.Module) -> dict[str, torch.Tenso
     Raises
     ------
     ConfigError
-        When ``whole`` has tensors that ``model`` lacks; names the first of them.
+        When ``whole`` has tensors that ``model`` lacks; the message names the first of them.
     """
     start = model.state_dict()
     added = sorted(whole.state_dict().keys() - start.keys())

@@ -95,7 +95,7 @@ class FeatureModel:
 
     @property
     def text_origin(self) -> dict[str, str]:
-        """The facts that decide a text head's start; empty of a new head."""
+        """The facts that decide a text head's start; empty for a new head."""
         return self._built[1]
 
     @cached_property
@@ -116,7 +116,7 @@ class FeatureModel:
 
     @cached_property
     def parts(self) -> Parts:
-        """The head as a tail behind no trunk; all of it is trained, of a learned prompt the context alone."""
+        """The head as a tail without a trunk; all is trained, or the context alone of a learned prompt."""
         log.info("%s", self.line)
         tail = share_copy(self.model)
         for name, parameter in tail.named_parameters():
@@ -139,8 +139,8 @@ class FeatureModel:
         Raises
         ------
         DataError
-            When they have other numbers than the head takes, or, for a text head, no direction (names the
-            row).
+            When the vectors have another length than the head takes, or, for a text head, one of them is zero
+            and so has no direction (the message names the row).
         """
         mine = split.rows(positions)
         if (found := mine.shape[1]) != self.width:
@@ -171,7 +171,7 @@ class FeatureModel:
         Raises
         ------
         DataError
-            When the head has no place for a tensor; names the tensor.
+            When the head has no place for a tensor; the message names the tensor.
         """
         whole: Any = copy.deepcopy(self.model)  # the values are copied into it
         keys = whole.load_state_dict(tensors, strict=False)

@@ -69,10 +69,10 @@ def refuse_hidden_state(parts: Parts, input_size: tuple[int, ...], what: str) ->
     Raises
     ------
     ConfigError
-        When a buffer or a frozen parameter has changed, or a random generator of a module was used (names
-        the tensor or generator); when the same images have other answers after the steps; when a repeated
-        step, with the same θ, images and seed, has another loss or gradient; when an image's answer depends
-        on the other images of its batch.
+        When a buffer or a frozen parameter has changed, or a random generator of a module was used (the
+        message names the tensor or generator); when the same images have other answers after the steps; when
+        a repeated step, with the same θ, images and seed, has another loss or gradient; when an image's
+        answer depends on the other images of its batch.
     """
     trunk, tail = copy.deepcopy((parts.trunk, parts.tail))
     trained = [p for p in tail.parameters() if p.requires_grad]

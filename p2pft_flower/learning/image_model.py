@@ -76,7 +76,7 @@ class ImageModel:
 
     @property
     def text_origin(self) -> dict[str, str]:
-        """The facts that decide a text head's start; empty of a new head."""
+        """The facts that decide a text head's start; empty for a new head."""
         return self._built[1]
 
     @cached_property
@@ -302,7 +302,7 @@ class ImageModel:
         Raises
         ------
         DataError
-            When the model has no place for a tensor; names the tensor.
+            When the model has no place for a tensor; the message names the tensor.
         """
         whole: Any = tune_model(self.model, self.config.tune, self.config.seed)
         keys = whole.load_state_dict(tensors, strict=False)  # strict would ask for all

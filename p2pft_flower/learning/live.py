@@ -58,7 +58,7 @@ def augmentation(model: nn.Module, augment: str) -> Transform:
     Raises
     ------
     ConfigError
-        When timm lacks the augmentation; gives examples.
+        When timm lacks the augmentation; the message gives examples.
     """
     check_augment(augment)
     config = data_config(model)
@@ -129,7 +129,7 @@ class LiveFeatures:
         Raises
         ------
         DataError
-            When an image cannot be read; names it.
+            When an image cannot be read; the message names it.
         ValueError
             When ``draw`` is None, but the images are augmented.
         """
@@ -163,7 +163,7 @@ class _Preparation:
 
 
 class StreamFeatures:
-    """The like of :class:`LiveFeatures` for a stream: images may come and go between two batches.
+    """Like :class:`LiveFeatures`, but for a stream: images may come and go between two batches.
 
     Parameters
     ----------

@@ -74,7 +74,8 @@ class MiniBatches:
         Raises
         ------
         DataError
-            When an image cannot be read (names it); of a stream, when no image of the mini-batch can.
+            When an image cannot be read; the message names it. In a stream: only when no image of the
+            mini-batch can be read.
         """
         positions = self._batches.batch(t)
         if len(positions):
@@ -126,7 +127,7 @@ class PooledMiniBatches:
         Raises
         ------
         DataError
-            As :meth:`MiniBatches.read`.
+            When :meth:`MiniBatches.read` raises it for one of the peers.
         """
         read = [part.read(t) for part in self._parts]
         inputs = tuple(torch.cat(tensors) for tensors in zip(*(r.inputs for r in read), strict=True))

@@ -28,7 +28,7 @@ def vector_of(tail: nn.Module, tensors: dict[str, torch.Tensor], source: str) ->
     Raises
     ------
     DataError
-        When a tensor is missing, unknown, or has another shape; names the tensor and ``source``.
+        When a tensor is missing, unknown, or has another shape; the message names the tensor and ``source``.
     """
     wanted = _trained(tail)
     odd = sorted(wanted.keys() ^ tensors.keys())

@@ -21,11 +21,21 @@ from p2pft_flower.learning.privacy import ClippedGradients, Privacy, Spent
 from p2pft_flower.learning.store.features import Features
 from p2pft_flower.typed import Count, converted
 
-__all__ = ["Evaluation", "PeerObjective", "evaluate", "tail_vector", "trained_parameters"]
+__all__ = [
+    "Answers",
+    "Evaluation",
+    "PeerObjective",
+    "answers_of",
+    "evaluate",
+    "tail_vector",
+    "trained_parameters",
+]
 
 Vector = npt.NDArray[np.float32]
 
 EVALUATION_BATCH = 128
+
+_NONE = torch.empty(0, dtype=torch.int64)
 
 
 @dataclass(frozen=True)
@@ -65,11 +75,31 @@ class Evaluation:
     accuracy_unseen : float or None
         Share of right answers among the test images of classes of which the peer holds no training image,
         0..1; None if there is no such test image.
+    accuracy_seen : float or None
+        Share of right answers among the other test images, 0..1; None if there is none.
     """
 
     loss: float
     accuracy: float
     accuracy_unseen: float | None
+    accuracy_seen: float | None
+
+
+@dataclass(frozen=True)
+class Answers:
+    """The answers of one θ to N test images, on the CPU.
+
+    Attributes
+    ----------
+    labels, predicted : (N,) int64 tensors
+        Each image's true class, and the class with the largest logit.
+    losses : (N,) float64 tensor
+        Cross-entropy of each image.
+    """
+
+    labels: torch.Tensor
+    predicted: torch.Tensor
+    losses: torch.Tensor
 
 
 class PeerObjective:
@@ -150,16 +180,16 @@ class PeerObjective:
         return lambda: {"drawn": drawn, "lost": lost, "order": order()}
 
     def go_to(self, position: Mapping[str, Any], lost: int = 0) -> None:
-        """Continue at the position of another objective of the same peer, in any process.
+        """Continue at the position that another objective of the same peer recorded, in any process.
 
         Parameters
         ----------
         position : mapping
             The other objective's :meth:`position`.
         lost : int
-            The most gradients that the other objective may have drawn after ``position``. They count towards
-            ε if the noise is drawn anew; if it comes from the seed, the same gradients come again and cost
-            nothing more.
+            Largest number of gradients that the other objective may have drawn after ``position``; default 0.
+            They count towards ε if the noise is drawn anew; if it comes from the seed, the same gradients
+            come again and cost nothing more.
 
         Raises
         ------
@@ -204,22 +234,30 @@ def evaluate(tail: nn.Module, theta: Vector, test: Features, unseen: torch.Tenso
         For each test image, whether the peer holds no training image of that image's class.
     """
     if not len(test):
-        return Evaluation(math.nan, math.nan, None)
+        return Evaluation(math.nan, math.nan, None, None)
+    given = answers_of(tail, theta, test)
+    correct = (given.predicted == given.labels).double()
+    return Evaluation(
+        loss=float(given.losses.mean()),
+        accuracy=float(correct.mean()),
+        accuracy_unseen=float(correct[unseen].mean()) if unseen.any() else None,
+        accuracy_seen=None if unseen.all() else float(correct[~unseen].mean()),
+    )
+
+
+def answers_of(tail: nn.Module, theta: Vector, test: Features) -> Answers:
+    """Return the answers of ``theta`` in ``tail`` to all test images; parameters as of :func:`evaluate`."""
     tail.eval()
     _set(trained_parameters(tail), theta)
-    losses, right = [], []
+    losses, answers, truth = [torch.empty(0, dtype=torch.double)], [_NONE], [_NONE]
     with torch.inference_mode():
         for start in range(0, len(test), EVALUATION_BATCH):
             inputs, labels = test.read(np.arange(start, min(start + EVALUATION_BATCH, len(test))))
             logits = tail(*inputs)
             losses.append(nn.functional.cross_entropy(logits, labels, reduction="none").cpu().double())
-            right.append(logits.argmax(dim=1) == labels)
-    correct = torch.cat(right).cpu().double()
-    return Evaluation(
-        loss=float(torch.cat(losses).mean()),
-        accuracy=float(correct.mean()),
-        accuracy_unseen=float(correct[unseen].mean()) if unseen.any() else None,
-    )
+            answers.append(logits.argmax(dim=1).cpu())
+            truth.append(labels.cpu())
+    return Answers(torch.cat(truth), torch.cat(answers), torch.cat(losses))
 
 
 def _set(trained: list[nn.Parameter], theta: Vector) -> None:

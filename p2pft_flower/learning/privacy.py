@@ -76,7 +76,7 @@ def require_accountant() -> None:
     Raises
     ------
     ConfigError
-        When Opacus cannot be imported; names the command that installs it.
+        When Opacus cannot be imported; the message names the command that installs it.
     """
     try:
         from opacus.accountants import RDPAccountant  # noqa: F401 - seen to work now, not after training
@@ -295,7 +295,7 @@ class ClippedGradients:
         Raises
         ------
         ConfigError
-            When the tail does not admit such gradients; says ``what``.
+            When the tail does not admit such gradients; the message says ``what``.
         """
         inputs, labels = features.read(np.zeros(1, dtype=np.int64), 0)
         try:

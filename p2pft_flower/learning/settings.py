@@ -56,7 +56,7 @@ def check_learning(config: LearningConfig, n: int, *, pooled: bool) -> None:
     Raises
     ------
     ConfigError
-        When a value is wrong; names key, value and remedy.
+        When a value is wrong; the message names key, value and remedy.
     """
     if config.problem:
         config.check_problem()
@@ -114,7 +114,7 @@ def require_here(config: LearningConfig, n: int, places: Sequence[Path] = ()) ->
     Raises
     ------
     ConfigError, DataError
-        When a file, module or device is missing; names key, value and the missing thing.
+        When a file, module or device is missing; the message names key, value and the missing thing.
     """
     if config.problem:
         check_reference(config.problem, key="problem", beside=places)
@@ -149,7 +149,7 @@ def check_ranges(config: LearningConfig, n: int) -> None:
     Raises
     ------
     ConfigError
-        When the number is neither; gives the number of ranges and the number of peers.
+        When the number is neither; the message gives the number of ranges and the number of peers.
     """
     if len(config.pixel_ranges) not in (1, n):
         raise ConfigError(
@@ -164,7 +164,7 @@ def require_accountant_here(config: LearningConfig) -> None:
     Raises
     ------
     ConfigError
-        When Opacus is not installed; says how to install it.
+        When Opacus is not installed; the message says how to install it.
     """
     if config.dp_clip and importlib.util.find_spec("opacus") is None:
         raise no_accountant("No module named 'opacus'")

@@ -18,7 +18,7 @@ from p2pft_flower.config import LearningConfig
 from p2pft_flower.errors import ConfigError, DataError
 from p2pft_flower.learning.data.dataset_names import reads_data_dir
 from p2pft_flower.learning.data.image_settings import ImageSettings
-from p2pft_flower.learning.objective import Evaluation
+from p2pft_flower.learning.objective import Answers, Evaluation
 from p2pft_flower.learning.workload import TAIL_SCHEMA, Workload
 
 __all__ = ["Tail", "load_tail", "load_tails"]
@@ -60,6 +60,11 @@ class Tail:
         with _torch_threads(self.threads):
             return self.workload.score(self.workload.theta0 if untrained else self.theta)
 
+    def answers(self) -> Answers:
+        """Return the answers of θ to all test images, which are those that :meth:`score` scores."""
+        with _torch_threads(self.threads):
+            return self.workload.answers(self.theta)
+
     @property
     def same_images(self) -> bool | None:
         """Whether the test images here are those of the tail's run; None if the file does not identify those.
@@ -71,6 +76,20 @@ class Tail:
             return None
         holdings = self.workload.holdings
         return holdings.test_digest(holdings.here[0]) == known
+
+    def require_same_images(self, remedy: str = "") -> None:
+        """Refuse to score the tail if the test images here are not those of its run.
+
+        Raises
+        ------
+        DataError
+            When they are other ones; names the tail and the dataset, and ends with ``remedy``.
+        """
+        if self.same_images is False:
+            raise DataError(
+                f"{self.file}: the test images of {self.workload.config.dataset} are other ones here than in "
+                f"its run (their labels, file names, sizes or contents differ){remedy}"
+            )
 
 
 def load_tail(
@@ -161,7 +180,7 @@ def _check_images(file: Path, metadata: dict[str, str], workload: Workload) -> N
     Raises
     ------
     DataError
-        When a setting differs; names it.
+        When a setting differs; the message names it.
     """
     if workload.images is None or "preprocessing" not in metadata:  # features, or an earlier version's tail
         return
@@ -253,7 +272,8 @@ def _with_own_range(
     Raises
     ------
     ConfigError
-        When the settings have a range for each peer but the images need a single range; names the key.
+        When the settings have a range for each peer but the images need a single range; the message names the
+        key.
     """
     if len(config.pixel_ranges) == 1 or (config.sited and "pooled-peers" in metadata):
         return config

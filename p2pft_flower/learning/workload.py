@@ -25,7 +25,14 @@ from p2pft_flower.learning.minibatches import MiniBatches, PooledMiniBatches
 from p2pft_flower.learning.model.split import Parts
 from p2pft_flower.learning.model.structure import share_copy
 from p2pft_flower.learning.named_tensors import named_digest, named_tensors, vector_of, weights_digest
-from p2pft_flower.learning.objective import Evaluation, PeerObjective, evaluate, tail_vector
+from p2pft_flower.learning.objective import (
+    Answers,
+    Evaluation,
+    PeerObjective,
+    answers_of,
+    evaluate,
+    tail_vector,
+)
 from p2pft_flower.learning.preparing import progress_to
 from p2pft_flower.learning.privacy import ClippedGradients, Privacy, log_draws, require_accountant
 from p2pft_flower.learning.settings import check_privacy
@@ -67,7 +74,7 @@ class Workload:
     Raises
     ------
     ConfigError
-        When settings of the data do not go together.
+        When two settings of the data contradict each other.
 
     Attributes
     ----------
@@ -101,7 +108,7 @@ class Workload:
 
     @cached_property
     def network(self) -> ImageModel | FeatureModel:
-        """The model, cut into trunk and tail, and the trunk's outputs; of features the head alone."""
+        """The model, cut into trunk and tail, with the trunk's outputs; for features the head alone."""
         if self.config.of_features:
             width = self._width or self.holdings.dataset.width
             return FeatureModel(self.config, self.holdings.classes, width)
@@ -114,12 +121,12 @@ class Workload:
 
     @property
     def images(self) -> ImageSettings | None:
-        """The settings of the images that the model sees, and the origin of each setting; None: features."""
+        """The settings of the images that the model sees, and each setting's origin; None for features."""
         return self.network.images
 
     @property
     def preprocessing(self) -> dict[str, Any] | None:
-        """The settings of :attr:`images` for JSON, as in results and tails; None: features."""
+        """The settings of :attr:`images` for JSON, as in results and tails; None for features."""
         return self.network.preprocessing
 
     @property
@@ -309,6 +316,10 @@ class Workload:
         """Score any peer's ``theta``, (q,) float32, on all test images, without ``accuracy_unseen``."""
         return self._score(theta, self.test_features)
 
+    def answers(self, theta: npt.NDArray[np.float32]) -> Answers:
+        """Return the answers of any peer's ``theta``, (q,) float32, to all test images."""
+        return answers_of(share_copy(self.tail), theta, self.test_features)
+
     def score_on_own(self, theta: npt.NDArray[np.float32], peer: int) -> Evaluation:
         """Score ``theta``, (q,) float32, on the training images of ``peer``, without ``accuracy_unseen``."""
         return self._score(theta, self.features(peer))
@@ -345,7 +356,8 @@ class Workload:
         Raises
         ------
         DataError
-            When a tensor is missing, unknown, or has another shape; names the tensor and ``source``.
+            When a tensor is missing, unknown, or has another shape; the message names the tensor and
+            ``source``.
         """
         return vector_of(self.tail, tensors, source)
 
@@ -357,6 +369,6 @@ class Workload:
         Raises
         ------
         DataError
-            When the model has no place for a tensor of ``theta``; names the tensor.
+            When the model has no place for a tensor of ``theta``; the message names the tensor.
         """
         return self.network.with_tensors(self.named_tail(theta))

@@ -14,7 +14,7 @@ from p2pft_flower.keeping.lines import Failed, Outcome, Run, ViewChange
 from p2pft_flower.keeping.progress import Progress
 from p2pft_flower.report.charts import HistoryRow, charts_of_history
 from p2pft_flower.report.collected import PeerFiles, find_peers
-from p2pft_flower.report.page import Page, PageEdge, view_events
+from p2pft_flower.report.live_page import Page, PageEdge, view_events
 from p2pft_flower.report.results import FILE, log_name, merged_views, read_results
 from p2pft_flower.report.status import PeerStatus
 from p2pft_flower.typed import MAX_PEERS, Count, PeerNumber, converted

@@ -62,7 +62,7 @@ class Rate:
     source, tune, split, method : str
         As of a :class:`~p2pft_flower.report.fedtune_design.Cell`.
     tried : mapping of float to (float or None)
-        Mean accuracy on the held-out training images, 0..1, of each rate; None: the run diverged.
+        Mean accuracy on the held-out training images, 0..1, of each rate; None if the run diverged.
     chosen : float or None
         The rate; None if every run diverged, or one failed.
     error : str

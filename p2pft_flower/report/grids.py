@@ -10,7 +10,7 @@ from rich.text import Text
 
 from p2pft_flower.report.tables import cell, render
 
-__all__ = ["Grid", "as_markdown", "as_text"]
+__all__ = ["Grid", "as_markdown", "as_text", "grid_lines"]
 
 LEFT = ("", "method", "way")
 """Names of columns of words, which are aligned to the left."""
@@ -57,11 +57,18 @@ def as_markdown(grids: Sequence[Grid], notes: Sequence[tuple[str, list[str]]], *
     """Return tables and notes as Markdown; the first table's heading has level ``first``, the others 2."""
     lines: list[str] = []
     for number, grid in enumerate(grids):
-        lines += [f"{'#' * (2 if number else first)} {grid.title}", ""]
-        lines.append("| " + " | ".join(map(cell, grid.header)) + " |")
-        lines.append("|" + " --- |" * len(grid.header))
-        lines += ["| " + " | ".join(map(cell, row)) + " |" for row in grid.rows]
-        lines.append("")
+        lines += [*grid_lines(grid, 2 if number else first), ""]
     for heading, notes_of_it in notes:
         lines += [f"## {heading}", "", *(f"- {' '.join(note.split())}" for note in notes_of_it), ""]
     return "\n".join(lines)
+
+
+def grid_lines(grid: Grid, level: int) -> list[str]:
+    """Return a table as lines of Markdown, under a heading of ``level``."""
+    return [
+        f"{'#' * level} {grid.title}",
+        "",
+        "| " + " | ".join(map(cell, grid.header)) + " |",
+        "|" + " --- |" * len(grid.header),
+        *("| " + " | ".join(map(cell, row)) + " |" for row in grid.rows),
+    ]

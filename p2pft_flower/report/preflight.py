@@ -35,7 +35,7 @@ def preflight_tables(report: dict[str, Any]) -> str:
             row["address"],
             str(row["images"]),
             spans(row["classes"]),
-            row["certificate"] or "none: plain text",
+            row["certificate"] or ("cannot be used" if row.get("fault") else "none: plain text"),
             "\n".join(f"{f['path']} ({f['purpose']})" for f in row["folders"]),
             "\n".join(f["error"] or human_bytes(f["free"]) for f in row["folders"]),
         )

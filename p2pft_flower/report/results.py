@@ -7,22 +7,20 @@ import json
 import math
 import os
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypedDict
 
 import numpy as np
 
 from p2pft_flower.errors import ConfigError, DataError
-from p2pft_flower.facts import PeerFacts, ResumedFrom
-from p2pft_flower.keeping import sketch
 from p2pft_flower.keeping.checkpoints import SERVER, checkpoint_folder
 from p2pft_flower.keeping.folders import require_writable
 from p2pft_flower.keeping.journal import read_journal
 from p2pft_flower.keeping.lines import Outcome, Run, Start, ViewChange
-from p2pft_flower.keeping.progress import scored
+from p2pft_flower.keeping.run_folders import folder_name
 from p2pft_flower.resources import home, home_named
-from p2pft_flower.typed import plain, read_object
+from p2pft_flower.typed import read_object
 
 __all__ = [
     "FILE",
@@ -38,7 +36,7 @@ __all__ = [
     "merged_views",
     "read_results",
     "require_place",
-    "run_results",
+    "runs_folder",
     "summary",
     "tail_name",
     "take_place",
@@ -68,9 +66,14 @@ class ViewRow(TypedDict):
     seconds: float
 
 
-def default_output_dir(run: str) -> Path:
-    """Return the folder of a run's results if ``output-dir`` is not set."""
-    return home() / "runs" / run
+def default_output_dir(run: str, name: str = "") -> Path:
+    """Return the folder of a run's results if ``output-dir`` is not set; ``name`` is the run's name."""
+    return runs_folder() / folder_name(run, name)
+
+
+def runs_folder() -> Path:
+    """Return the folder in which each run has one of its own if ``output-dir`` is not set."""
+    return home() / "runs"
 
 
 def require_place(output_dir: str) -> None:
@@ -84,7 +87,8 @@ def require_place(output_dir: str) -> None:
     Raises
     ------
     ConfigError
-        When nothing can be written there; names the setting or variable, the folder, and the remedy.
+        When nothing can be written there; the message names the setting or variable, the folder, and the
+        remedy.
     """
     if output_dir:
         named, remedy = f"output-dir = {output_dir!r}", "choose another folder (p2pft run: --out)"
@@ -92,7 +96,7 @@ def require_place(output_dir: str) -> None:
         return
     require_writable(
         home_named(),
-        default_output_dir("new").parent,
+        runs_folder(),
         "set P2PFT_HOME to a folder that can be written, or output-dir (p2pft run: --out)",
     )
 
@@ -119,6 +123,7 @@ def head(status: str, run_id: str, values: Any) -> dict[str, Any]:
         "schema": SCHEMA,
         "status": status,
         "run": run_id,
+        "name": values.get("name") or None,
         "algorithm": values.get("algorithm"),
         "seed": values.get("seed"),
     }
@@ -200,102 +205,6 @@ def log_name(peer: int) -> str:
 def tail_name(peer: int) -> str:
     """Return the path of a peer's tail, relative to a run's folder."""
     return f"peers/peer-{peer}.safetensors"
-
-
-def run_results(
-    *,
-    total: int,
-    missing: str | None,
-    run_id: str,
-    config: Mapping[str, Any],
-    iterations: int,
-    outcomes: Mapping[int, Outcome],
-    about: Mapping[int, PeerFacts],
-    history: list[dict[str, Any]],
-    graph: Mapping[str, Any],
-    partition: str,
-    hosts: Collection[Sequence[int]],
-    versions: Mapping[str, str],
-    resumed_from: ResumedFrom | None = None,
-    views: Sequence[ViewRow] = (),
-) -> dict[str, Any]:
-    """Return the results of a run whose peers have ended, as results.json has them, without ``seconds``.
-
-    Parameters
-    ----------
-    total : int
-        Number of peers of the run. With outcomes of M of N peers the status is ``completed-with-M-of-N``
-        instead of ``completed``.
-    missing : str or None
-        The sentence on peers without outcomes, if there are any.
-    run_id : str
-        Flower's id of the run.
-    config : mapping
-        The run-config.
-    iterations : int
-        Length of the run.
-    outcomes : mapping of int to Outcome
-        The peers' outcomes, by peer; at least one.
-    about : mapping of int to PeerFacts
-        The peers' facts, by peer.
-    history : list of dict
-        The scores of each evaluation, from :meth:`~p2pft_flower.keeping.progress.Progress.history`.
-    graph : mapping
-        The graph's ``name``, ``weights``, ``peer_names``, ``addresses``, ``digest`` and ``added_edges``, and
-        ``turns`` if the weights change with the iteration.
-    partition : str
-        The run-config's ``partition``, with ``auto`` resolved.
-    hosts : collection of sequences of int
-        The peers of each host.
-    versions : mapping
-        Each package's version.
-    resumed_from : ResumedFrom, optional
-        The run that this one goes on from; None if it began anew.
-    views : sequence of ViewRow
-        The changes of view, from :func:`merged_views`.
-    """
-    peers: list[dict[str, Any]] = [
-        {
-            "peer": p,
-            "name": about[p].name,
-            "classes": list(about[p].classes),
-            "images": about[p].known.images,
-            "accuracy": scored(o.accuracy),
-            "accuracy_unseen": o.accuracy_unseen,
-            "loss": scored(o.loss),
-            "bytes_sent": o.bytes_sent,
-            "epsilon": o.epsilon,
-            "delta": o.delta,
-            "seconds": o.seconds,
-            "log": log_name(p),
-            "tail": tail_name(p),
-        }
-        for p, o in sorted(outcomes.items())
-    ]
-    one = outcomes[min(outcomes)]
-    ended = len(outcomes)
-    status = "completed" if ended == total else f"completed-with-{ended}-of-{total}"
-    return {
-        **head(status, run_id, config),
-        "iterations": iterations,
-        "trainable_parameters": one.parameters,
-        "model_parameters": one.model_parameters,
-        "preprocessing": one.preprocessing,
-        "peers": peers,
-        "summary": {key: summary([p[key] for p in peers]) for key in ("accuracy", "accuracy_unseen", "loss")},
-        "consensus_error": sketch.consensus_error(
-            [sketch.decode(o.sketch) for _, o in sorted(outcomes.items())]
-        ),
-        "history": history,
-        "views": [dict(view) for view in views],
-        "graph": dict(graph),
-        "partition": partition,
-        "hosts": [list(host) for host in hosts],
-        "config": dict(config),
-        "versions": dict(versions),
-        "resumed_from": plain(resumed_from),
-        "error": missing,
-    }
 
 
 def write_results(folder: Path, results: dict[str, Any]) -> Path:

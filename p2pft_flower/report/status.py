@@ -128,7 +128,7 @@ def status_of(bulletins: Sequence[Bulletin], now: float) -> RunStatus:
     """
     best = max(bulletins, key=lambda b: (b.alive, len(b.views), bool(b.own), b.written))
     told = {p: _newest(bulletins, p, now) for p in sorted({p.peer for b in bulletins for p in b.peers})}
-    slow = _slow(told, best.live)
+    slow = _slow(told, best)
     peers = tuple(_peer_status(p, told[p], bulletins, best, slow, now) for p in told)
     training = [p for p in peers if p.peer in best.live and p.state not in ("lost", "ended")]
     done = min((p.iteration for p in training), default=0)
@@ -166,18 +166,28 @@ def _newest(bulletins: Sequence[Bulletin], peer: int, now: float) -> PeerNow:
     return msgspec.structs.replace(newest, heard=None if math.isinf(heard) else heard, spoken=spoken)
 
 
-def _slow(told: dict[int, PeerNow], live: Sequence[int]) -> dict[int, tuple[int, float]]:
+def _quiet(now: PeerNow, best: Bulletin) -> float | None:
+    """Return the seconds for which nothing was heard of a peer, if that is unusual; None if it is not."""
+    quiet = now.spoken if now.spoken is not None else now.heard
+    # News of a peer that is no neighbour comes by others, from each to the next with a beat.
+    patience = min(_QUIET, best.silence / 2) + (0 if now.spoken is not None or now.heard is None else best.n)
+    return quiet if quiet is not None and quiet > patience else None
+
+
+def _slow(told: dict[int, PeerNow], best: Bulletin) -> dict[int, tuple[int, float]]:
     """Return who waits unusually long for each slow peer, and for how long; the longest of several.
 
-    If a peer waits for one that waits itself, the last of this chain is the slow one.
+    If a peer waits for one that waits itself, the last of this chain is the slow one. What a silent peer
+    said last is no news.
     """
     slow: dict[int, tuple[int, float]] = {}
-    for p in live:
-        now = told.get(p)
-        if now is None or now.awaited is None or now.busy < max(_QUIET, _USUAL / now.rate if now.rate else 0):
+    awaits = {p: now.awaited for p, now in told.items() if p in best.live and _quiet(now, best) is None}
+    for p, awaited in awaits.items():
+        now = told[p]
+        if awaited is None or now.busy < max(_QUIET, _USUAL / now.rate if now.rate else 0):
             continue
-        root, seen = now.awaited, {p}
-        while root in told and root not in seen and (further := told[root].awaited) is not None:
+        root, seen = awaited, {p}
+        while root not in seen and (further := awaits.get(root)) is not None:
             seen.add(root)
             root = further
         if root not in slow or slow[root][1] < now.busy:
@@ -196,9 +206,7 @@ def _peer_status(
     contact = min((s for s in (now.heard, now.spoken) if s is not None), default=None)
     own = next((b for b in bulletins if peer in b.own), None)
     state, since, why = now.state or "unknown", now.busy, ""
-    quiet = now.spoken if now.spoken is not None else now.heard
-    # News of a peer that is no neighbour comes by others, from each to the next with a beat.
-    patience = min(_QUIET, best.silence / 2) + (0 if now.spoken is not None else best.n)
+    quiet = _quiet(now, best)
     if peer not in best.live:
         change = next((v for v in reversed(best.views) if peer in v.lost), None)
         state = "lost"
@@ -207,14 +215,14 @@ def _peer_status(
     elif own is not None and not own.alive:
         state, since = "ended", time_now - own.written
         why = f"its process {own.pid} here was killed, or its machine was started again"
-    elif quiet is not None and quiet > patience and own is None:
+    elif quiet is not None:
         state, since = "silent", quiet
         why = f"lost after {best.silence:g} s without a word (peer-timeout)" if best.on_failure else ""
+        if own is not None:
+            why = "; ".join(filter(None, (f"its process {own.pid} here lives, but stands still", why)))
     elif peer in slow:
         waiting, seconds = slow[peer]
-        why = (
-            f"{called(waiting, best.names)} waits for it since {seconds:.0f} s; it speaks, so it is not lost"
-        )
+        why = f"{called(waiting, best.names)} has waited {seconds:.0f} s for it; it speaks, so it is not lost"
         state = "slow"
     elif now.awaited is not None:
         why = f"for {called(now.awaited, best.names)}"
@@ -254,6 +262,8 @@ def _risk(best: Bulletin, peers: Sequence[PeerStatus]) -> tuple[bool, str]:
     silent = [p.called for p in peers if p.state == "silent"]
     diverged = [p.called for p in peers if p.loss is not None and not math.isfinite(p.loss)]
     there = len(best.live) - len([p for p in peers if p.state == "ended" and p.peer in best.live])
+    if all(p.state == "unknown" for p in peers):
+        return False, "Nothing has been heard of the peers yet."
     parts = []
     if diverged:
         parts.append(f"the loss of {_listed(diverged)} is not finite")
@@ -268,10 +278,8 @@ def _risk(best: Bulletin, peers: Sequence[PeerStatus]) -> tuple[bool, str]:
         parts.append("the loss of any peer ends the run (on-failure = stop)")
     spare = min((there - 1) // 2, there - max(1, best.min_peers))
     if best.on_failure in ("continue", "wait"):
-        more = (
-            "one more loss ends" if spare < 1 else f"it bears the loss of {spare} more peers at once, so far"
-        )
-        parts.append(f"{more} the run" if spare < 1 else more)
+        several = "one more peer" if spare == 1 else f"{spare} more peers at once"
+        parts.append("one more loss may end the run" if spare < 1 else f"the run bears the loss of {several}")
     at_risk = bool(diverged or gone or silent or best.on_failure == "stop" or (best.on_failure and spare < 1))
     if not parts:
         return False, "The result is not at risk: no peer waits for another."

@@ -11,7 +11,7 @@ from rich.table import Table
 from p2pft_flower.errors import called, printable
 from p2pft_flower.keeping.lines import ViewChange
 from p2pft_flower.keeping.progress import human_bytes
-from p2pft_flower.report.status import RunStatus
+from p2pft_flower.report.status import PeerStatus, RunStatus
 from p2pft_flower.report.tables import number, render
 
 __all__ = ["as_dict", "status_table"]
@@ -20,7 +20,7 @@ _COLUMNS = (
     "peer",
     "name",
     "state",
-    "since",
+    "for",
     "iteration",
     "a second",
     "last word",
@@ -63,8 +63,7 @@ def status_table(status: RunStatus, now: float) -> str:
 
 def _sentences(status: RunStatus, now: float) -> list[str]:
     lines = [
-        f"{p.called} is {p.state}{'' if p.since is None else f' since {_span(p.since)}'}"
-        + (f": {printable(p.why)}" if p.why else "")
+        f"{p.called} {_been(p)}" + (f": {printable(p.why)}" if p.why else "")
         for p in status.peers
         if p.state in ("lost", "ended", "silent", "slow")
     ]
@@ -81,6 +80,11 @@ def _sentences(status: RunStatus, now: float) -> list[str]:
     else:
         lines.append("All iterations are done.")
     return lines
+
+
+def _been(peer: PeerStatus) -> str:
+    state = "killed" if peer.state == "ended" else peer.state
+    return f"is {state}" if peer.since is None else f"has been {state} for {_span(peer.since)}"
 
 
 def _clock(moment: float) -> str:

@@ -71,7 +71,7 @@ def cell(text: str) -> str:
 
 
 def samples_word(config: Mapping[str, Any]) -> str:
-    """Return what a run's samples are called: images, or samples of features and of problems of one's own."""
+    """Return the word for a run's samples: images, or samples of features and of problems of one's own."""
     of_others = config.get("problem") or str(config.get("dataset", "")).startswith("features:")
     return "samples" if of_others else "images"
 
@@ -81,14 +81,19 @@ def run_table(results: dict[str, Any]) -> str:
 
     ``results`` is the content of results.json.
     """
-    title = f"{results['algorithm']} on {results['graph']['name']}, seed {results['seed']}"
+    name = f"{results['name']}: " if results.get("name") else ""
+    title = f"{name}{results['algorithm']} on {results['graph']['name']}, seed {results['seed']}"
     table = Table(title=titled(title, [results]))
-    private = any(peer.get("delta") is not None for peer in results["peers"])
+    unfinished = results.get("unfinished") or []
+    rows = sorted([*results["peers"], *unfinished], key=lambda row: int(row["peer"]))
+    partly = [row for row in rows if row.get("state")]
+    private = any(peer.get("delta") is not None for peer in rows)
     for name in (
         "peer",
         "classes",
         samples_word(results["config"]),
         *(["ε"] if private else []),
+        *(["after"] if partly else []),
         "accuracy",
         "unseen",
         "loss",
@@ -98,20 +103,26 @@ def run_table(results: dict[str, Any]) -> str:
         "evaluation",
     ):
         table.add_column(name, justify="left" if name == "classes" else "right", overflow="fold")
-    for peer in results["peers"]:
+    for peer in rows:
         seconds = peer["seconds"]
         table.add_row(
             peer["name"],
             spans(peer["classes"]),
             str(peer["images"]),
             *([bound(peer["epsilon"])] if private else []),
+            *([number(peer["iterations"], "d")] if partly else []),
             number(peer["accuracy"]),
             number(peer["accuracy_unseen"]),
             number(peer["loss"]),
             human_bytes(peer["bytes_sent"]),
-            *(f"{seconds[part]:.1f} s" for part in ("gradient", "exchange", "evaluation")),
+            *(
+                f"{seconds[part]:.1f} s" if part in seconds else "–"
+                for part in ("gradient", "exchange", "evaluation")
+            ),
         )
-    lines = []
+    lines = [f"peer {row['name']}: {printable(row['state'])}" for row in partly]
+    if unfinished:
+        lines.append(f"the lines below are about the other peers; sent by all: {human_bytes(sent(results))}")
     # A peer with a folder of its own is scored on the test images there.
     own = f"accuracy, each on its own test {samples_word(results['config'])}"
     on_all = own if results["partition"] == "own" else "accuracy on all classes"
@@ -123,14 +134,28 @@ def run_table(results: dict[str, Any]) -> str:
             )
     error = results["consensus_error"]
     lines.append(
-        f"consensus error {number(error, '.2e')} | {results['iterations']} iterations | "
-        f"{results['trainable_parameters']:,} trained of {results['model_parameters']:,} parameters | "
-        f"{results['seconds']:.1f} s"
+        f"consensus error {number(error, '.2e')} | {_length(results)} | "
+        f"{number(results['trainable_parameters'], ',')} trained of "
+        f"{number(results['model_parameters'], ',')} parameters | {results['seconds']:.1f} s"
     )
     if private:
         lines += privacy_lines(results)
     lines += view_lines(results.get("views") or [])
     return render(table, *lines)
+
+
+def _length(results: Mapping[str, Any]) -> str:
+    """Return how many iterations a run has done, of how many if it has not completed."""
+    every = f"{results['iterations']} iterations"
+    if str(results["status"]).startswith("completed"):
+        return every
+    done = max((peer["iterations"] or 0 for peer in results["peers"]), default=0)
+    return f"evaluated after {done} of {every}"
+
+
+def sent(results: Mapping[str, Any]) -> int:
+    """Return the payload bytes that all peers of a run have sent, the lost ones' included as far as known."""
+    return sum(peer["bytes_sent"] for peer in [*results["peers"], *(results.get("unfinished") or [])])
 
 
 def view_lines(views: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -164,7 +189,7 @@ def privacy_lines(results: dict[str, Any]) -> list[str]:
     """Return ε and δ of each peer, and how they were computed."""
     peers, config = results["peers"], results["config"]
     epsilons = " ".join(bound(peer["epsilon"]) for peer in peers)
-    deltas = " ".join(f"{peer['delta']:.1e}" for peer in peers)
+    deltas = " ".join(number(peer["delta"], ".1e") for peer in peers)
     return [
         f"differential privacy: ε {epsilons} at δ {deltas}",
         f"clip {config['dp-clip']:g}, noise {config['dp-noise']:g} | RDP accountant (Opacus), Poisson "
@@ -227,7 +252,7 @@ def _comparison_rows(runs: Sequence[dict[str, Any]]) -> list[list[str]]:
                 number(unseen and unseen["mean"]),
                 number(results["summary"]["loss"] and results["summary"]["loss"]["mean"]),
                 number(results["consensus_error"], ".1e"),
-                human_bytes(sum(p["bytes_sent"] for p in peers)),
+                human_bytes(sent(results)),
                 f"{results['seconds']:.1f}",
             ]
         )

@@ -123,8 +123,8 @@ def checked_weights(W: npt.NDArray[np.float64], names: tuple[str, ...]) -> None:
     Raises
     ------
     TopologyError
-        On weights that are not finite or negative, a zero row, column or self-weight, weights whose sums
-        over- or underflow, and a graph that is not strongly connected.
+        When a weight is negative or not finite, a row, a column or a self-weight is zero, a sum over- or
+        underflows, or the graph is not strongly connected.
     """
     _refuse_values(W, names)
     _refuse_disconnected(W, names)
@@ -149,7 +149,8 @@ def checked_turn(
     Raises
     ------
     TopologyError
-        When the size is not that of W, or for a reason of :func:`checked_weights` but missing connections.
+        When the size is not that of W, or :func:`checked_weights` would refuse the weights for any reason but
+        missing connections.
     """
     try:
         weights = as_square(turn)

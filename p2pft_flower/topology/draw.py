@@ -20,8 +20,9 @@ from p2pft_flower.topology.graph import Graph
 
 if TYPE_CHECKING:  # matplotlib takes a second to import, and only drawing needs it
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
-__all__ = ["draw"]
+__all__ = ["draw", "figure_of"]
 
 Points = npt.NDArray[np.float64]
 
@@ -49,6 +50,11 @@ def draw(graph: Graph, path: str | Path) -> None:
     OSError
         When the file cannot be written.
     """
+    figure_of(graph).savefig(path, format="png")
+
+
+def figure_of(graph: Graph) -> Figure:
+    """Return ``graph`` as matplotlib's figure."""
     from matplotlib.figure import Figure
 
     points = _layout(graph)
@@ -82,7 +88,7 @@ def draw(graph: Graph, path: str | Path) -> None:
     radius = _peer_radius(points)
     _draw_edges(axes, graph, points, radius)
     _draw_peers(axes, graph, points, radius)
-    figure.savefig(path, format="png")
+    return figure
 
 
 def _layout(graph: Graph) -> Points:

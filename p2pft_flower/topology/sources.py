@@ -22,7 +22,7 @@ def shipped() -> dict[str, Path]:
 
 
 def find(x: str | Path) -> Source:
-    """Return the unchecked parts of the graph that ``x`` stands for.
+    """Return the unchecked parts of the graph that ``x`` names.
 
     Parameters
     ----------

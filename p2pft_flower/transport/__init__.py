@@ -7,7 +7,9 @@ A host has one `Mailbox` (payloads that have come in), one `PeerServer` (calls o
 from __future__ import annotations
 
 from p2pft_flower.transport.heartbeats import Heartbeats
+from p2pft_flower.transport.knock import begin_attempt, knock
 from p2pft_flower.transport.links import Links
+from p2pft_flower.transport.looking import Looker
 from p2pft_flower.transport.mailbox import Mailbox, Received
 from p2pft_flower.transport.observer import ObserverClient, ObserverServer
 from p2pft_flower.transport.probe import Prober
@@ -67,6 +69,7 @@ __all__ = [
     "Heartbeats",
     "Hello",
     "Links",
+    "Looker",
     "Loss",
     "Mailbox",
     "ObserverClient",
@@ -92,8 +95,10 @@ __all__ = [
     "Stop",
     "Terms",
     "ViewChangeError",
+    "begin_attempt",
     "cause_from",
     "digest_of",
+    "knock",
     "new_key",
     "parse_address",
     "stop_run",

@@ -61,7 +61,7 @@ def recognise(call: Incoming, credentials: Credentials | None) -> Caller:
 
 
 class Shares:
-    """The calls that each caller holds: of too many of one kind, the oldest gives way.
+    """The calls that each caller holds; if a caller has too many of one method, the oldest one is ended.
 
     Only the network's thread uses it.
 

@@ -43,10 +43,10 @@ class Answers:
         The present view.
     local, members : frozenset of int
         This host's peers, and those of the run.
-    on_hello, on_stop, on_gossip : callable or None
+    on_hello, on_stop, on_gossip, on_look : callable or None
         The runtime's callbacks; see `PeerServer`.
-    stop_digest : str
-        Digest of the key by which the coordinator may stop the run.
+    stop_digest, look_digest : str
+        Digests of the keys by which the coordinator may stop the run, and look at it.
     timeout, longest : float
         Longest wait of a payload for room, and longest time that its body may take, in seconds.
     gossip_limit : int
@@ -63,7 +63,9 @@ class Answers:
     on_hello: Callable[[pb.Hello], pb.Reply | None] | None
     on_stop: Callable[[pb.Stop], None] | None
     on_gossip: Callable[[pb.Gossip], pb.Gossip] | None
+    on_look: Callable[[pb.Gossip], pb.Gossip] | None
     stop_digest: str
+    look_digest: str
     timeout: float
     longest: float
     gossip_limit: int
@@ -74,9 +76,10 @@ class Answers:
         """Return whether a remote peer is a neighbour, or may become one in a later view."""
         return peer in self.members or any(peer == remote for remote, _ in self.views.now.neighbours)
 
-    def shows_key(self, call: Incoming) -> bool:
-        """Return whether a call shows the run's key."""
-        return has_key(call.metadata, self.stop_digest)
+    def shows_key(self, call: Incoming, method: str = "Stop") -> bool:
+        """Return whether a call of ``method``, Stop or Look, shows the run's key for it."""
+        look = method == "Look"
+        return has_key(call.metadata, self.look_digest if look else self.stop_digest, look=look)
 
     async def deliver(self, call: Incoming, caller: Caller) -> pb.Reply:
         """Take a payload in, or answer with the reason; wait for room and, for a moment, for its view."""
@@ -207,6 +210,20 @@ class Answers:
             )
         answer = await self._in_pool(self.on_gossip, gossip)
         answer.run, answer.sender, answer.receiver = gossip.run, gossip.receiver, gossip.sender
+        answer.status = pb.ACCEPTED
+        return answer
+
+    async def look(self, call: Incoming, caller: Caller) -> pb.Gossip:
+        """Tell the coordinator what is new to it of the run's standings, scores and changes of view."""
+        if self.on_look is None or not self.shows_key(call, "Look"):
+            raise Refused(
+                pb.NOT_AUTHENTIC, f"a look by {caller.name} that does not show the run's key for it"
+            )
+        known = await self._message(
+            call, pb.Gossip, "a look", caller, any_sender=True, most=self.gossip_limit
+        )
+        answer = await self._in_pool(self.on_look, known)
+        answer.run, answer.sender, answer.receiver = known.run, known.receiver, known.receiver
         answer.status = pb.ACCEPTED
         return answer
 

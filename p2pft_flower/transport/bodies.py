@@ -24,7 +24,7 @@ class Body:
     Attributes
     ----------
     data, offset
-        As given.
+        The parameters of these names.
     finite : bool
         Whether the bytes are known to be numbers of the terms' dtype, all finite.
     vector : numpy.ndarray or None

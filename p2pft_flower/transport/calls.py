@@ -11,7 +11,7 @@ import grpc
 from google.protobuf.message import DecodeError, Message
 
 from p2pft_flower.errors import printable
-from p2pft_flower.transport.endpoint import EXCHANGE, open_channel
+from p2pft_flower.transport.endpoint import EXCHANGE, open_channel, tls_name
 from p2pft_flower.transport.mailbox import Edge
 from p2pft_flower.transport.trust.tls import Credentials
 from p2pft_flower.transport.wire import p2pft_pb2 as pb
@@ -21,9 +21,11 @@ from p2pft_flower.transport.wire.errors import (
     ExchangeRefusedError,
     ExchangeStoppedError,
     ExchangeTimeoutError,
+    OtherRunError,
     OtherViewError,
     PeerPreparingError,
     PeerUnreachableError,
+    RevokedError,
     UnansweredError,
     UnsharedError,
     cause_from,
@@ -46,10 +48,16 @@ _BY_STATUS: dict[int, type[ExchangeError]] = {
     pb.BUSY: ExchangeTimeoutError,
     pb.SUPERSEDED: ExchangeTimeoutError,  # by a copy that came late: asked again, it is there or taken in
     pb.PREPARING: PeerPreparingError,
+    pb.WRONG_RUN: OtherRunError,
     pb.LATER: OtherViewError,
     pb.WRONG_VIEW: OtherViewError,
     pb.UNSHARED: UnsharedError,
+    pb.REVOKED: RevokedError,
 }
+
+
+OTHER_NAME = "Hostname Verification Check failed"
+"""Part of gRPC's message if the certificate at an address lacks the name that was asked for."""
 
 
 @dataclass(frozen=True)
@@ -158,7 +166,8 @@ class Channels:
         self._credentials = credentials
         self._insecure = insecure
         self._gossip, self._largest, self._service = gossip, largest, service
-        self._open: dict[int, grpc.aio.Channel] = {}
+        self._open: dict[int, tuple[grpc.aio.Channel, str | None]] = {}
+        """The channel to each peer, and the name that TLS has asked for there."""
 
     async def ask(
         self,
@@ -192,11 +201,12 @@ class Channels:
         ConfigError
             When the address cannot be parsed, or plain text would leave this machine.
         ExchangeError
-            When there is no answer.
+            When there is no answer, or the peer's certificate was revoked meanwhile.
         """
         body = request if isinstance(request, bytes) else request.SerializeToString()
         # No serialisers: bytes in, bytes out, no copy of a payload for protobuf's sake.
-        unary: Callable[..., grpc.aio.UnaryUnaryCall] = self._channel(call.remote).unary_unary(
+        channel, name = await self._channel(call.remote)
+        unary: Callable[..., grpc.aio.UnaryUnaryCall] = channel.unary_unary(
             f"/{self._service}/{method}", None, None
         )
         try:
@@ -204,7 +214,8 @@ class Channels:
                 body,
                 timeout=call.deadline if within is None else within,
                 metadata=metadata,
-                wait_for_ready=wait_for_ready,
+                # A peer that was revoked meanwhile may never be reached: then the reason is known at once.
+                wait_for_ready=wait_for_ready and not self._revoked_lately(call.remote),
             )
         except grpc.RpcError as failure:
             code = failure.code()
@@ -218,12 +229,40 @@ class Channels:
                 )
             if self._credentials is not None and (expired := self._credentials.expired()) is not None:
                 problem += f"; {expired}"
+            elif (revoked := self._revoked(call.remote)) and OTHER_NAME in problem:
+                problem += f"; {revoked}"
             raise call.error(_BY_CODE.get(code, ExchangeError), problem) from failure
+        except asyncio.CancelledError:
+            # The channel was replaced for a revocation, or whoever wants this answer gave it up.
+            task = asyncio.current_task()
+            if (task is not None and task.cancelling()) or name == self._name(call.remote):
+                raise
+            problem = (
+                f"the call to peer {call.remote} at {call.address} was cut: {self._revoked(call.remote)}"
+            )
+            raise call.error(PeerUnreachableError, problem) from None
+        if name != self._name(call.remote):
+            problem = (
+                f"the answer of peer {call.remote} at {call.address} is void: {self._revoked(call.remote)}"
+            )
+            raise call.error(PeerUnreachableError, problem)
         return answer
 
-    def _channel(self, remote: int) -> grpc.aio.Channel:
+    def _name(self, remote: int) -> str | None:
+        return tls_name(self.addresses[remote], remote, self._credentials)
+
+    def _revoked_lately(self, remote: int) -> bool:
+        return self._credentials is not None and self._credentials.revoked_since(remote) is not None
+
+    def _revoked(self, remote: int) -> str | None:
+        return None if self._credentials is None else self._credentials.revoked(remote)
+
+    async def _channel(self, remote: int) -> tuple[grpc.aio.Channel, str | None]:
+        if remote in self._open and self._open[remote][1] != self._name(remote):
+            await self.renew([remote])  # it was opened before the peer's certificate was revoked
         if remote not in self._open:
-            self._open[remote] = open_channel(
+            name = self._name(remote)
+            channel = open_channel(
                 self.addresses[remote],
                 remote,
                 self._credentials,
@@ -231,6 +270,7 @@ class Channels:
                 gossip=self._gossip,
                 largest=self._largest,
             )
+            self._open[remote] = channel, name
         return self._open[remote]
 
     async def renew(self, remotes: Iterable[int]) -> None:
@@ -239,8 +279,8 @@ class Channels:
         A channel to a peer that was gone may still wait for its next attempt to connect, or for answers on
         a connection that broke without a word.
         """
-        old = [channel for remote in set(remotes) if (channel := self._open.pop(remote, None))]
-        await asyncio.gather(*(channel.close() for channel in old))
+        old = [found for remote in set(remotes) if (found := self._open.pop(remote, None))]
+        await asyncio.gather(*(channel.close() for channel, _ in old))
 
     async def close(self) -> None:
         """Close every channel, which cancels its calls."""

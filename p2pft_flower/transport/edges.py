@@ -1,4 +1,4 @@
-"""The edges of this host in one view, and the local peer that speaks along each."""
+"""The edges of this host in one view, and the local peer in whose name each neighbour is sent messages."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Edges:
     terms : Terms
         The view's terms.
     pairs : mapping of (int, int) to (int, int)
-        (local, remote) of each pair of neighbours to the edge that stands for it in messages.
+        (local, remote) of each pair of neighbours to the edge that names the pair in messages.
     receivers : mapping of int to tuple of int
         Local sender to its remote out-neighbours, ascending.
     """
@@ -58,14 +58,16 @@ class Edges:
 
     @property
     def neighbours(self) -> dict[int, int]:
-        """Each remote neighbour, ascending, and the local peer that speaks to it."""
+        """Each remote neighbour, ascending, to the local peer in whose name this host sends it messages."""
         # A host sends a message once to each remote peer, even if several of its own peers have edges with
         # it.
         speakers = {remote: local for local, remote in sorted(self.pairs, reverse=True)}
         return dict(sorted(speakers.items()))
 
     def edge_with(self, remote: int) -> Edge:
-        """Return the edge that stands, in messages, for ``remote`` and the local peer that speaks to it.
+        """Return the edge that messages between this host and ``remote`` name.
+
+        It is the edge between ``remote`` and the local peer in whose name this host sends it messages.
 
         Raises
         ------

@@ -17,7 +17,7 @@ from google.protobuf.message import DecodeError, Message
 
 from p2pft_flower.errors import ConfigError
 from p2pft_flower.transport.network import Tasks
-from p2pft_flower.transport.trust.certificates import Holder, target_name
+from p2pft_flower.transport.trust.certificates import Holder
 from p2pft_flower.transport.trust.tls import Credentials
 from p2pft_flower.transport.wire import p2pft_pb2 as pb
 from p2pft_flower.transport.wire.addresses import SOCKET_FOLDER_PREFIX, Address, parse_address
@@ -33,6 +33,7 @@ __all__ = [
     "NoMessageError",
     "gossip_limit",
     "open_channel",
+    "tls_name",
 ]
 
 M = TypeVar("M", bound=Message)
@@ -128,6 +129,15 @@ def _plain_text_allowed(address: Address, insecure: bool) -> None:
         )
 
 
+def tls_name(text: str, holder: Holder, credentials: Credentials | None) -> str | None:
+    """Return the name that the certificate at an address must have now; None without TLS.
+
+    It changes when a certificate of the holder is revoked: channels of the old name must be replaced.
+    """
+    local = credentials is None or parse_address(text).path is not None
+    return None if credentials is None or local else credentials.target(holder)
+
+
 def open_channel(
     text: str,
     holder: Holder,
@@ -161,12 +171,12 @@ def open_channel(
         When the address cannot be parsed, or plain text would leave this machine.
     """
     address = parse_address(text)
+    name = tls_name(text, holder, credentials)
     answers = gossip_limit(MAX_MEMBERS) if gossip else _SMALL_MESSAGE + largest
     options = (*_CHANNEL_OPTIONS, ("grpc.max_receive_message_length", answers))
     if gossip:
         options = (*options, *_GOSSIP_OPTIONS)
-    if address.path is None and credentials is not None:
-        name = target_name(credentials.federation, holder)
+    if name is not None and credentials is not None:
         options = (*options, ("grpc.ssl_target_name_override", name))
         return grpc.aio.secure_channel(address.target, credentials.channel(), options=options)
     _plain_text_allowed(address, insecure)
@@ -255,7 +265,7 @@ class Incoming:
         Refused
             When the message is too long, too late or not of ``kind``.
         NoMessageError
-            As for :meth:`read`.
+            When :meth:`read` raises it.
         """
         raw = await self.read(SMALL_BODY)
         if len(raw) > most:

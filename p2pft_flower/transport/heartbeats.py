@@ -23,6 +23,10 @@ hanging
     ``silence`` and no more than ``hang`` seconds (run-config ``hang-timeout``); ``hang`` before there was any
     such time. If ``hang`` is less than ``silence``, ``silence`` counts.
 
+revoked
+    Its certificate was revoked while this host ran, and it has not been heard of since: it cannot be, as long
+    as it has no new one. This is noticed at once.
+
 A peer that is WAITING, PAUSED or FINISHED does not hang: those that it waits for may. Time is
 `time.monotonic`, so nobody is lost because a clock was set. A host that did not run itself for more than
 silence / 2 (SIGSTOP, a laptop that slept) has heard nobody meanwhile, through no fault of theirs: from when
@@ -45,7 +49,14 @@ from p2pft_flower.transport.knock import begin_attempt, knock
 from p2pft_flower.transport.links import Links
 from p2pft_flower.transport.pulse import Clock
 from p2pft_flower.transport.wire import p2pft_pb2 as pb
-from p2pft_flower.transport.wire.errors import ExchangeError, ExchangeStoppedError, Loss, PeerLostError
+from p2pft_flower.transport.wire.errors import (
+    ExchangeError,
+    ExchangeStoppedError,
+    Loss,
+    OtherRunError,
+    PeerLostError,
+    RevokedError,
+)
 
 __all__ = ["Heartbeats"]
 
@@ -146,6 +157,8 @@ class Heartbeats(Closing):
         self._wanted: dict[int, bool] = {}
         """The members to gossip with next, and whether also if there is no news for them."""
         self._under_way: set[int] = set()
+        self._elsewhere: set[int] = set()
+        """The members whose last answer was that they are of another run."""
         # Answers to be heard; None: there is something to send, or to end.
         self._inbox: SimpleQueue[pb.Gossip | None] = SimpleQueue()
         self._closed = threading.Event()
@@ -181,6 +194,11 @@ class Heartbeats(Closing):
         with self._lock:
             known = self._remotes.get(self._host_of(remote))
             return None if known is None or known.pulse is None else self._clock() - known.heard
+
+    def elsewhere(self, remote: int) -> bool:
+        """Return whether the last answer to gossip with a remote peer was that it is of another run."""
+        with self._lock:
+            return self._host_of(remote) in self._elsewhere
 
     def answer(self, gossip: pb.Gossip) -> pb.Gossip:
         """Take a member's gossip in and return the answer; for `PeerServer`."""
@@ -226,7 +244,13 @@ class Heartbeats(Closing):
                 )
                 self._attempts.append(known.attempt)
             attempt = known.attempt
-        if hanging is not None:
+            revoked = self._links.revoked(remote)
+            if revoked is not None and known.heard > revoked[0]:  # it came back with a new certificate
+                revoked = None
+        limit: float | None = None
+        if revoked is not None:
+            how, problem = Loss.REVOKED, revoked[1]
+        elif hanging is not None:
             how, (limit, problem) = Loss.HANGING, hanging
         elif not silent or attempt is None or not attempt.done():
             return None
@@ -351,12 +375,18 @@ class Heartbeats(Closing):
         with self._lock:
             self._under_way.discard(remote)
             more = remote in self._wanted
+            if isinstance(answer, OtherRunError):
+                self._elsewhere.add(remote)
+            else:
+                self._elsewhere.discard(remote)
             if isinstance(answer, ExchangeError) and (known := self._remotes.get(remote)) is not None:
                 known.failure = answer.problem
         if isinstance(answer, pb.Gossip):
             self._inbox.put(answer)
         if more:
             self._inbox.put(None)
+        if isinstance(answer, RevokedError):  # nobody will take anything from this host any more
+            self._fail(answer)
 
     def _take(self, gossip: pb.Gossip) -> None:
         """Note that the sender of ``gossip`` was heard of, and the sender's progress."""

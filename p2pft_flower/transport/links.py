@@ -23,6 +23,7 @@ from p2pft_flower.transport.sending import Sending
 from p2pft_flower.transport.traffic import Carried
 from p2pft_flower.transport.trust.tls import Credentials
 from p2pft_flower.transport.wire import p2pft_pb2 as pb
+from p2pft_flower.transport.wire.addresses import parse_address
 from p2pft_flower.transport.wire.errors import ExchangeError, ExchangeStoppedError
 from p2pft_flower.transport.wire.header import Terms
 from p2pft_flower.transport.work import Work
@@ -136,7 +137,7 @@ class Links(Closing):
 
     @property
     def neighbours(self) -> dict[int, int]:
-        """Each remote neighbour of the present view, ascending, and the local peer that speaks to it."""
+        """Each remote neighbour, ascending, to the local peer in whose name this host sends it messages."""
         return self.edges.neighbours
 
     def address_of(self, remote: int) -> str:
@@ -150,6 +151,17 @@ class Links(Closing):
         """
         own = self._credentials
         return None if own is None else own.diagnose(self.address_of(remote), remote)
+
+    def revoked(self, remote: int) -> tuple[float, str] | None:
+        """Return when a revocation of a remote peer came into force here, and a sentence on it.
+
+        None if there was none since the start, also without credentials, and for a Unix socket.
+        """
+        own = self._credentials
+        if own is None or parse_address(self.address_of(remote)).path is not None:
+            return None
+        since, told = own.revoked_since(remote), own.revoked(remote)
+        return None if since is None or told is None else (since, told)
 
     def install(
         self,
@@ -206,8 +218,8 @@ class Links(Closing):
         PeerUnreachableError
             When a neighbour is given up; the message names edge, address and deadline.
         ExchangeRefusedError
-            At once when a neighbour has other terms, or the two ends do not accept each other's certificates;
-            the message names the difference.
+            When a neighbour has other terms, or the two ends do not accept each other's certificates; it is
+            raised at once, and the message names the difference.
         Exception
             The error that `fail` was called with.
         """
@@ -229,6 +241,11 @@ class Links(Closing):
     def together(self) -> AbstractContextManager[None]:
         """Return a context manager that gathers payloads to hosts of this machine; see `Sending.together`."""
         return self._sending.together()
+
+    @property
+    def awaited(self) -> tuple[int, float] | None:
+        """The peer that has not taken a payload in and is waited for, and since when; None: there is none."""
+        return self._sending.awaited
 
     def flush(self, timeout: float) -> None:
         """Wait until every payload has been taken in; see `Sending.flush`."""

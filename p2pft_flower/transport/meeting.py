@@ -61,7 +61,7 @@ class Meeting:
     terms : Terms
         The terms to which every neighbour must agree.
     pairs : mapping of (int, int) to (int, int)
-        (local, remote) of each pair of neighbours to the edge that stands for it.
+        (local, remote) of each pair of neighbours to the edge that names the pair in messages.
     awaited : set of int
         Neighbours of which the log has said that this host waits for them; `run` adds to them.
     """
@@ -78,7 +78,7 @@ class Meeting:
         Raises
         ------
         PeerUnreachableError
-            When a neighbour is given up, as `_greet` does.
+            When a neighbour is given up; `_greet` describes when.
         ExchangeError
             When trying again is of no use.
         """

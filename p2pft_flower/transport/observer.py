@@ -21,6 +21,7 @@ from p2pft_flower.transport.endpoint import (
     Listener,
     NoMessageError,
     open_channel,
+    tls_name,
 )
 from p2pft_flower.transport.network import Tasks
 from p2pft_flower.transport.trust.tls import Credentials
@@ -184,13 +185,21 @@ class ObserverClient(Closing):
         self._tasks.close()
 
     async def _open(self) -> grpc.aio.Channel:
+        self._name = tls_name(self._address, "coordinator", self._credentials)
         return open_channel(self._address, "coordinator", self._credentials, self._insecure)
+
+    async def _present(self) -> grpc.aio.Channel:
+        """Return the channel; a new one if the coordinator's certificate was revoked since it was opened."""
+        if self._name != tls_name(self._address, "coordinator", self._credentials):
+            await self._channel.close()
+            self._channel = await self._open()
+        return self._channel
 
     async def _send(self, report: bytes) -> str | None:
         """Send a report; return the reason why it was not taken in, None if it was."""
-        unary = self._channel.unary_unary(f"/{OBSERVER}/Report", None, None)
         try:
             async with self._turn:
+                unary = (await self._present()).unary_unary(f"/{OBSERVER}/Report", None, None)
                 reply = pb.Reply.FromString(await unary(report, timeout=self._timeout, wait_for_ready=True))
         except grpc.RpcError as error:
             return f"{error.code().name}: {printable(error.details() or '')}"
@@ -217,7 +226,7 @@ class ObserverClient(Closing):
             told, self._told = self._told, True
         if not told:
             log.warning(
-                "progress does not reach the coordinator at %s, which shows none (%s); training goes on",
+                "progress does not reach the coordinator at %s, which shows none (%s); nothing waits for it",
                 self._address,
                 problem,
             )

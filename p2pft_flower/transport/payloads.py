@@ -103,7 +103,7 @@ class Deadlines:
         return max([self.least, *self._needed.values()])
 
     def lengthen(self, edge: Edge, deadline: float, size: int) -> None:
-        """Note that ``size`` bytes did not get through in ``deadline`` seconds: the next call has twice."""
+        """Note that ``size`` bytes did not get through in ``deadline`` seconds; the next gets twice that."""
         self._needed[edge] = min(2 * deadline, self.longest)
         self.log_once(
             edge,

@@ -122,20 +122,20 @@ class Segment(Closing):
 
 
 class Segments:
-    """The segments of other hosts that this host has mapped, to read.
+    """The segments of other hosts that this host has mapped for reading.
 
     ``_lock`` guards ``_mapped`` and ``_buffers``.
 
     Parameters
     ----------
     most : int
-        Most edges into this host in any view, and most segments that are kept mapped: of more, the segment
-        that was not read for the longest time gives way.
+        Largest number of edges into this host in any view, and of segments that stay mapped. When one more is
+        mapped, the least recently read one is unmapped.
 
     Attributes
     ----------
     most : int
-        As given.
+        The parameter ``most``.
     """
 
     def __init__(self, most: int) -> None:
@@ -145,7 +145,7 @@ class Segments:
         self._buffers: deque[npt.NDArray[np.uint8]] = deque()
 
     def open(self, segment: pb.Segment, payload_bytes: int) -> mmap.mmap:
-        """Return a segment's memory, to read.
+        """Return a segment's memory for reading.
 
         Parameters
         ----------

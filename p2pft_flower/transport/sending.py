@@ -73,6 +73,8 @@ class Sending:
         self._hand_overs = HandOvers(run, addresses, lambda *tried: work.start_part(self._carry, *tried))
         self._gathered: list[Payload] | None = None
         self.bytes_sent: dict[int, int] = {}
+        self.awaited: tuple[int, float] | None = None
+        """The receiver that has not taken a payload in, and since when it is waited for (time.monotonic)."""
         self.traffic = Traffic()
 
     def install(self, edges: Edges) -> None:
@@ -116,7 +118,7 @@ class Sending:
         Raises
         ------
         ExchangeTimeoutError, PeerUnreachableError, ExchangeRefusedError, ExchangeStoppedError
-            When the *previous* payload of an edge was not taken in; names edge and reason.
+            When the *previous* payload of an edge was not taken in; the message names edge and reason.
         PeerLostError
             When ``patience`` returned this error, or another one, for a receiver.
         ValueError
@@ -186,7 +188,7 @@ class Sending:
         ExchangeTimeoutError
             When a payload was not taken in within ``timeout`` seconds.
         Exception
-            As in `send`.
+            Any error that `send` raises on behalf of an earlier payload.
         """
         self._settle(sorted(self._under_way), timeout, time.monotonic() + timeout)
 
@@ -239,6 +241,8 @@ class Sending:
         self._work.raise_if_failed()
         waited_for = {edge: self._under_way[edge] for edge in edges if edge in self._under_way}
         for edge, (future, payload) in waited_for.items():
+            if not future.done():
+                self.awaited = edge[1], time.monotonic()
             try:
                 rest = self._work.result(future, _left(end))
                 if rest and edge in rest:
@@ -247,6 +251,8 @@ class Sending:
                 where = f"peer {edge[1]} at {self._addresses[edge[1]]}"
                 problem = f"{where} has not taken the payload in"
                 raise ExchangeTimeoutError(problem, **payload.place).at(deadline=deadline) from None
+            finally:
+                self.awaited = None
         self._work.raise_if_failed()
         for edge in waited_for:
             self._under_way.pop(edge, None)

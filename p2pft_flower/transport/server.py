@@ -57,6 +57,12 @@ class PeerServer(Closing):
     members : frozenset of int
         The peers of the run, local ones too: any of them may gossip, and may be a neighbour in a later view.
         Default empty: the neighbours only.
+    on_look : callable, optional
+        Gets the coordinator's look, a Gossip with what it knows; returns what is new to it; must return soon.
+        Default None: looks are refused.
+    look_digest : str
+        SHA-256, hexadecimal, of the key by which the coordinator may look (`Looker`); default empty: nobody
+        may.
     stop_digest : str
         SHA-256, hexadecimal, of the key by which the coordinator may stop the run (`stop_run`); default
         empty: nobody may. Without certificates, a caller that shows the key counts as the coordinator.
@@ -94,7 +100,9 @@ class PeerServer(Closing):
         on_gossip: Callable[[pb.Gossip], pb.Gossip] | None = None,
         on_failure: Callable[[Exception], None] | None = None,
         members: frozenset[int] = frozenset(),
+        on_look: Callable[[pb.Gossip], pb.Gossip] | None = None,
         stop_digest: str = "",
+        look_digest: str = "",
         timeout: float = 600.0,
         longest: float | None = None,
         credentials: Credentials | None = None,
@@ -121,25 +129,19 @@ class PeerServer(Closing):
             on_hello,
             on_stop,
             on_gossip,
+            on_look,
             stop_digest,
+            look_digest,
             timeout,
             max(timeout, longest or 0.0),
             gossip_limit(callers),
             self._pool,
             Segments(edges),
         )
-        methods: dict[str, _Answerer] = {
-            "Deliver": self._answers.deliver,
-            "HandOver": self._answers.hand_over,
-            "Hello": self._answers.hello,
-            "Stop": self._answers.stop,
-            "Gossip": self._answers.gossip,
-            "Fetch": self._answers.fetch,
-        }
         self._listener = Listener(
             self._tasks,
             EXCHANGE,
-            {name: partial(self._answer, name, answer) for name, answer in methods.items()},
+            self._methods(),
             addresses,
             max_message=max(mailbox.terms.payload_bytes, gossip_limit(callers)),
             max_calls=2 * edges + 2 * callers + 8,
@@ -152,6 +154,18 @@ class PeerServer(Closing):
         self.bound_addresses = self._listener.bound_addresses
         if credentials is not None:
             self._tasks.start(watch, credentials.expiries)
+
+    def _methods(self) -> dict[str, Callable[[Incoming], Awaitable[bytes]]]:
+        answers: dict[str, _Answerer] = {
+            "Deliver": self._answers.deliver,
+            "HandOver": self._answers.hand_over,
+            "Hello": self._answers.hello,
+            "Stop": self._answers.stop,
+            "Gossip": self._answers.gossip,
+            "Look": self._answers.look,
+            "Fetch": self._answers.fetch,
+        }
+        return {name: partial(self._answer, name, answer) for name, answer in answers.items()}
 
     def install(self, mailbox: Mailbox, out_edges: Iterable[Edge]) -> None:
         """Go on to another view, at once and as a whole: payloads that were kept for it are taken in.
@@ -169,7 +183,7 @@ class PeerServer(Closing):
         Raises
         ------
         ValueError
-            When they are not: the server was not made for them.
+            When run and most bytes are not those of the old mailbox: the server was not made for them.
         """
         terms = self._views.now.mailbox.terms
         if (mailbox.terms.run, mailbox.terms.payload_bytes) != (terms.run, terms.payload_bytes):
@@ -257,10 +271,11 @@ class PeerServer(Closing):
         if who is None:
             return
         if who.peer is None:
-            # The coordinator trains nothing, so it may do no more than end the run that it has started.
-            if method != "Stop" or not self._answers.shows_key(call):
+            # The coordinator trains nothing, so it may only look at the run that it has started, and end it.
+            if method not in ("Stop", "Look") or not self._answers.shows_key(call, method):
                 raise Refused(
-                    pb.NOT_NEIGHBOUR, f"{who.name} is heard for a stop with the run's key, and for no more"
+                    pb.NOT_NEIGHBOUR,
+                    f"{who.name} is heard for a stop or a look with the run's key for it, and for no more",
                 )
         elif not self._answers.knows(who.peer):
             raise Refused(pb.NOT_NEIGHBOUR, f"{who.name} shares no edge with this host")
@@ -280,6 +295,7 @@ class PeerServer(Closing):
 _ANSWERED_BY: dict[str, type[pb.HandedOver | pb.Gossip | pb.Fetched]] = {
     "HandOver": pb.HandedOver,
     "Gossip": pb.Gossip,
+    "Look": pb.Gossip,
     "Fetch": pb.Fetched,
 }
 """Methods whose answer is no Reply."""

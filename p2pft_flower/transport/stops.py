@@ -1,7 +1,8 @@
-"""A stop from outside the graph: a caller that shows the run's key, which its coordinator has, may send one.
+"""Calls from outside the graph: a stop or a look, by a caller that shows the run's key for it.
 
-The peers have the key's digest in their plan. The key itself leaves the coordinator when it is used, and then
-the run is over: an eavesdropper can use it for nothing but the stop that has just been sent.
+The coordinator has both keys, and the peers have the keys' digests in their plan. The key for a stop leaves
+the coordinator when it is used, and then the run is over: an eavesdropper can use it for nothing but the stop
+that has just been sent. The key for looks shows whoever has it how the run gets on, and no more.
 """
 
 from __future__ import annotations
@@ -18,14 +19,17 @@ from p2pft_flower.transport.network import Tasks
 from p2pft_flower.transport.trust.tls import Credentials
 from p2pft_flower.transport.wire import p2pft_pb2 as pb
 
-__all__ = ["COORDINATOR_CERTIFICATES", "digest_of", "has_key", "new_key", "stop_run"]
+__all__ = ["COORDINATOR_CERTIFICATES", "LOOK_KEY", "digest_of", "has_key", "new_key", "stop_run"]
 
 COORDINATOR_CERTIFICATES = "P2PFT_CERTIFICATES"
 """Environment variable of the SuperLink: the folder that ``p2pft certs issue --coordinator`` made. The
 coordinator needs it to stop peers that have certificates themselves, and for nothing else."""
 
 _KEY = "p2pft-stop-key-bin"
-"""Metadata key of the call."""
+"""Metadata key of a stop."""
+
+LOOK_KEY = "p2pft-look-key-bin"
+"""Metadata key of a look."""
 
 
 def new_key() -> bytes:
@@ -38,9 +42,12 @@ def digest_of(key: bytes) -> str:
     return sha256(key).hexdigest()
 
 
-def has_key(metadata: Mapping[str, Any], digest: str) -> bool:
-    """Tell whether a call's metadata show the key with this digest; False if ``digest`` is empty."""
-    key = metadata.get(_KEY)
+def has_key(metadata: Mapping[str, Any], digest: str, *, look: bool = False) -> bool:
+    """Tell whether a call's metadata show the key with this digest; False if ``digest`` is empty.
+
+    The key is that for a stop, or, if ``look`` is true, that for looks.
+    """
+    key = metadata.get(LOOK_KEY if look else _KEY)
     return isinstance(key, bytes) and hmac.compare_digest(digest_of(key), digest)
 
 

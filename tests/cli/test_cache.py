@@ -25,9 +25,9 @@ def invoke(*words, **options):
     return CliRunner().invoke(app, ["cache", *words], env={"COLUMNS": "80"}, **options)
 
 
-def made(name: str, rows: int = 3) -> Store:
-    store = Store(cache.store_folder({"name": name}), [Field("x", (16,), "float32")], ABOUT)
-    store.fill([bytes([i] * 16) for i in range(rows)], lambda p: [np.ones((len(p), 16), np.float32)], batch=2)
+def made(name: str, rows: int = 3, dtype: str = "float32") -> Store:
+    store = Store(cache.store_folder({"name": name}), [Field("x", (16,), dtype)], ABOUT)
+    store.fill([bytes([i] * 16) for i in range(rows)], lambda p: [np.ones((len(p), 16), dtype)], batch=2)
     return store
 
 
@@ -51,6 +51,14 @@ def test_list_shows_model_layout_rows_size_and_use(tmp_path):
     assert shown.output.count("\n  vit_tiny, class-token, float32\n") == 2
     assert max(len(line) for line in lines.values()) <= 80
     assert f"of 50.0 GB in {tmp_path}/cache" in shown.output
+
+
+def test_list_shows_the_type_that_is_stored_and_that_of_the_trunk_apart():
+    store = made("halves", dtype="float16")
+    assert "\n  vit_tiny, class-token, float16 (its trunk was run in float32)\n" in invoke("list").output
+    (record,) = json.loads(invoke("list", "--json").output)["stores"]
+    assert record["dtypes"] == ["float16"]
+    store.close()
 
 
 def test_list_json_holds_every_fact():

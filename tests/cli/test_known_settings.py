@@ -186,6 +186,15 @@ WRONG = {
     "min-peers": ("min-peers=5", "min-peers = 5: the graph directed-ring-4 has 4 peers"),
     "preflight-only": ("preflight-only=true", "preflight-only = true: .* a simulation has none"),
     "resume": ("resume=17", "there is no checkpoint in good state"),
+    "name": ("name=pets/lora", "name = 'pets/lora': must be empty, or 1 to 64 letters, digits, - and _"),
+    "name, of a file": ("name=..", "name = '..'"),
+    "name, like an id": ("name=17", "name = '17': .* the first one a letter"),
+    "name, long": (f"name={'a' * 65}", "name = 'aaa.*': must be empty, or 1 to 64"),
+    "callbacks": ("callbacks=notes", "callbacks = 'notes': must be empty, or my_module:MyCallback"),
+    "callbacks, a module": ("callbacks=no_such_module:Notes", "cannot import 'no_such_module'"),
+    "callbacks, a file": ("callbacks=mine.py:Notes", "'.*mine.py' has no 'Notes'"),
+    "callbacks, of a strategy": ("algorithm=fedavg callbacks=mine:Method", "cannot import 'mine'"),
+    "tensorboard": ("tensorboard=yes", "tensorboard = 'yes': must be true or false"),
     "extend": ("extend=true", "extend = true with an empty resume"),
 }
 
@@ -474,6 +483,26 @@ def test_a_resumed_run_may_be_as_long_or_longer_with_extend(earlier, given, here
     leave_checkpoint(here / "run", earlier)
     values = settings_of_resumed({"resume": str(here / "run"), **given}, simulated=True)
     assert values["evaluate-every"] == 2
+
+
+@pytest.mark.parametrize("connection", [[], ["--connection", "far"]], ids=str)
+@pytest.mark.parametrize("checkpoint", [True, False])
+def test_a_run_that_has_completed_is_not_resumed_but_lengthened(connection, checkpoint, here, monkeypatch):
+    monkeypatch.setattr("p2pft_flower.cli.run.check_connection", lambda _: None)
+    if checkpoint or not connection:
+        leave_checkpoint(here / "run", {"iterations": 4})
+    write_results(here / "run", {"schema": SCHEMA, "status": "completed", "iterations": 4})
+    done = CliRunner().invoke(app, ["run", "--resume", str(here / "run"), *connection, "--out", "out"])
+    assert done.exit_code == 2, done.output
+    assert "that run has completed, 4 iterations on all peers" in done.stderr
+    assert "--extend epochs=… or iterations=… lengthens it" in done.stderr
+
+
+@pytest.mark.parametrize("status", ["completed-with-2-of-3", "stopped", "failed"])
+def test_a_run_that_some_peers_did_not_complete_may_be_resumed(status, here):
+    leave_checkpoint(here / "run", {"iterations": 4})
+    write_results(here / "run", {"schema": SCHEMA, "status": status, "iterations": 4})
+    assert settings_of_resumed({"resume": str(here / "run")}, simulated=True)["iterations"] == 4
 
 
 def leave_rehearsal(monkeypatch, peers):

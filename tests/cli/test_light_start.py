@@ -53,11 +53,15 @@ def run(tmp_path_factory):
     "words",
     [
         "certs init federation --federation hospitals",
+        "certs request site --federation hospitals --peer 1",
         "collect {run} --out collected",
         "evaluate {run}",
         "stop 1",
+        "runs",
+        "runs remove 1 --yes",
         "topology list",
         "topology show lopsided-4",
+        "topology audit lopsided-4",
         "preflight --connection nowhere",
         "run topology=nowhere",
         "dashboard nowhere --listen 127.0.0.1:0",
@@ -68,7 +72,7 @@ def test_a_command_that_trains_nothing_imports_no_torch_timm_torchvision_or_matp
     code, heavy = started(tmp_path, *(word.format(run=run) for word in words.split()))
     assert heavy == []
     refused = words.startswith(
-        ("stop", "preflight", "run", "dashboard")
+        ("stop", "preflight", "run topology", "runs remove", "dashboard")
     )  # there is no such run, connection or graph
     assert (code != 0) == refused
 

@@ -135,7 +135,11 @@ def test_giving_a_run_up_ends_all_its_processes(number, code, env, tmp_path):
         process.send_signal(number)
         process.communicate(timeout=120)
     assert process.returncode == code
-    assert json.loads((tmp_path / "out" / "results.json").read_text())["status"] == "stopped"
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert results["status"] == "stopped"
+    assert [p["peer"] for p in results["peers"]] == [0, 1, 2, 3]  # with the scores that their journals have
+    assert all(p["accuracy"] is not None and p["iterations"] >= 10 for p in results["peers"])
+    assert len(results["history"]) > 1
     assert marked(env) == []
     assert sockets() == before
 

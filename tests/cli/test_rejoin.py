@@ -28,7 +28,12 @@ def test_a_site_without_the_run_is_told_where_it_was_looked_for(tmp_path):
     assert f"{tmp_path} has no plan of it" in said.output
 
 
-@pytest.mark.parametrize("text", ["", "peer-id=two", "peer=2"])
+def test_the_text_of_a_sites_file_is_read_with_its_spaces(tmp_path):
+    said = rejoin("--node-config", f'peer-id = 2 output-dir = "{tmp_path}"')
+    assert "peer 2 of run 17 cannot be started again here" in said.output
+
+
+@pytest.mark.parametrize("text", ["", "peer-id=two", "peer=2", "peer-id=2 insecure"])
 def test_a_wrong_node_config_starts_nothing(text):
     said = rejoin("--node-config", text)
     assert said.exit_code == 2
@@ -61,3 +66,11 @@ def test_whoever_gets_to_the_end_exits_0_and_says_where_the_model_is(monkeypatch
     assert said.exit_code == 0
     assert "peer 2 has trained to the end: 300 iterations, accuracy 0.960" in said.output
     assert "/var/p2pft/17/peers" in said.output
+
+
+def test_a_site_looks_for_a_run_by_its_name_and_says_which_one_that_is(tmp_path):
+    (tmp_path / "pets-17").mkdir()
+    said = CliRunner().invoke(app, ["rejoin", "pets", "--node-config", f'peer-id=2 output-dir="{tmp_path}"'])
+    assert said.exit_code == 2
+    assert "peer 2 of run 17 cannot be started again here" in said.output
+    assert f"pets is run 17 ({tmp_path / 'pets-17'})" in said.output

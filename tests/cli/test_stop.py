@@ -34,3 +34,22 @@ def test_it_succeeds_where_all_were_told_and_have_ended(monkeypatch):
     monkeypatch.setattr("p2pft_flower.cli.stop.running", lambda run: [There(1), There(2)])
     done = CliRunner().invoke(app, ["stop"])
     assert (done.exit_code, done.stderr) == (0, ""), done.output
+
+
+class Named(There):
+    """One of run ``run``, whose name another run may have."""
+
+    def __init__(self, run):
+        super().__init__(1)
+        self.run, self.name = run, "pets"
+
+
+def test_a_name_of_one_run_stops_it_and_one_of_several_stops_none(monkeypatch):
+    there = [Named("7")]
+    monkeypatch.setattr("p2pft_flower.cli.stop.running", lambda run: there)
+    assert CliRunner().invoke(app, ["stop", "pets"]).exit_code == 0
+    there[:] = [Named("7"), Named("8")]
+    done = CliRunner().invoke(app, ["stop", "pets"])
+    assert done.exit_code == 1
+    assert "runs 7, 8 are called pets: give the id of one" in done.stderr
+    assert all(one.alive for one in there)

@@ -11,6 +11,7 @@ from tests.faults.federation import PATIENCE, Fault, Federation, injects
 from tests.faults.peer import Orders
 
 HELD = Orders(hold=("gradient 20",))
+LATER_HELD = Orders(hold=("gradient 60",))
 FAR = 0
 """A peer of the ring of six that is no neighbour of peer 3."""
 
@@ -33,11 +34,12 @@ def state(status, peer):
 
 @injects(Fault.PAUSE, Fault.STRAGGLER)
 def test_a_peer_far_away_is_shown_as_slow_then_as_silent_then_as_well_again(tmp_path):
-    with Federation(tmp_path, orders={3: HELD}, **{"peer-timeout": 60.0}) as peers:
+    orders = {3: HELD, FAR: LATER_HELD}
+    with Federation(tmp_path, orders=orders, **{"peer-timeout": 60.0}) as peers:
         peers.hold(3, "gradient 20")
         slow = seen_from(peers, FAR, lambda s: state(s, 3) == "slow")
         assert [p.peer for p in slow.peers if p.state == "slow"] == [3]
-        assert "waits for it since" in slow.peers[3].why
+        assert "s for it; it speaks, so it is not lost" in slow.peers[3].why
         assert not slow.at_risk, slow.risk
         peers.signal(3, signal.SIGSTOP)
         near = seen_from(peers, 4, lambda s: state(s, 3) == "silent")
@@ -45,7 +47,9 @@ def test_a_peer_far_away_is_shown_as_slow_then_as_silent_then_as_well_again(tmp_
         assert "lost after 60 s" in near.peers[3].why
         peers.signal(3, signal.SIGCONT)
         peers.release(3)
-        seen_from(peers, FAR, lambda s: state(s, 3) in ("computing", "waiting", "evaluating", "finished"))
+        peers.hold(FAR, "gradient 60")
+        seen_from(peers, FAR, lambda s: state(s, 3) == "waiting" and state(s, FAR) == "slow")
+        peers.release(FAR)
         ended = peers.ended()
         peers.check_same(ended)
     left = [b for b in bulletins() if b.folder == str(tmp_path)]
@@ -54,7 +58,7 @@ def test_a_peer_far_away_is_shown_as_slow_then_as_silent_then_as_well_again(tmp_
 
 @injects(Fault.KILL_ONE)
 def test_a_killed_peer_is_lost_to_all_others_since_its_view_and_its_own_machine_says_it_has_ended(tmp_path):
-    orders = {3: HELD, FAR: Orders(hold=("gradient 60",))}
+    orders = {3: HELD, FAR: LATER_HELD}
     with Federation(tmp_path, orders=orders) as peers:
         peers.hold(3, "gradient 20")
         peers.kill(3)

@@ -11,7 +11,7 @@ import sys
 import time
 import urllib.request
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +53,8 @@ class Deployment:
     superexecs : dict of int to subprocess.Popen
         By peer: the executors of the sites in ``own_executors``, whose SuperNodes start nothing themselves.
     network : list of Relay
-        Between each peer's SuperNode and the SuperLink; empty unless it is to be ``proxied``.
+        Between each peer's SuperNode and the SuperLink; empty unless it is to be ``proxied``. ``link`` has
+        further arguments of :meth:`Relays.open`.
     ports : list of int
         Where the peers listen.
     """
@@ -64,6 +65,7 @@ class Deployment:
         n: int = 2,
         *,
         proxied: bool = False,
+        link: Mapping[str, float] | None = None,
         own_executors: frozenset[int] = frozenset(),
         outputs: list[Path] | None = None,
         environment: dict[str, str] | None = None,
@@ -112,7 +114,7 @@ class Deployment:
         self.network: list[Relay] = []
         if proxied:
             self._relays.__enter__()
-            self.network = [self._relays.open(f"127.0.0.1:{port}") for _ in range(n)]
+            self.network = [self._relays.open(f"127.0.0.1:{port}", **(link or {})) for _ in range(n)]
         self._address = f"127.0.0.1:{port}"
         self.supernodes: list[subprocess.Popen[bytes]] = []
         self.superexecs: dict[int, subprocess.Popen[bytes]] = {}

@@ -13,10 +13,13 @@ import re
 import signal
 import socket
 import stat
+import time
 from pathlib import Path
 
 import pytest
 
+from p2pft_flower.keeping.running import running
+from p2pft_flower.lab.ports import free_ports
 from p2pft_flower.report.collected import collect_results, find_peers
 from p2pft_flower.report.results import FILE, read_results
 from tests.quadratics import LARGE, LARGE_Q, SLOW
@@ -104,7 +107,9 @@ def test_what_crosses_the_superlink_is_small_however_large_q_is(trained):
 def test_what_the_coordinator_has_made_of_it_is_what_the_peers_files_give(deployment, trained):
     _, results, run = trained
     again = json.loads(json.dumps(collected(deployment, run)))
-    assert all(again[key] == results[key] for key in results.keys() - {"seconds"})  # whose clock
+    assert all(
+        again[key] == results[key] for key in results.keys() - {"seconds", "begun", "ended"}
+    )  # whose clock
 
 
 def test_a_problem_without_torch_is_trained_without_torch_in_any_process(deployment, trained):
@@ -163,6 +168,40 @@ def test_a_sites_command_ends_all_peers(deployment, tmp_path):
     results = read_results(folder)
     assert (results["status"], results["views"]) == ("stopped", [])
     assert "(p2pft stop, SIGTERM)" in results["error"]
+
+
+def test_a_run_that_is_stopped_after_a_loss_ends_at_once_with_a_table_of_all_its_peers(
+    deployment, tmp_path, monkeypatch
+):
+    settings = {
+        **FOR_EVER,
+        **PATIENT,
+        "peer_timeout": 5.0,
+        "observer_address": f"127.0.0.1:{free_ports(1)[0]}",
+    }
+    run = deployment.run(**settings, topology="directed-ring:3", output_dir=str(tmp_path))
+    deployment.trains(run)
+    monkeypatch.setenv("P2PFT_HOME", deployment.environment["P2PFT_HOME"])
+    (victim,) = (there for there in running(run) if there.peers == (2,))
+    os.kill(victim.pid, signal.SIGKILL)  # its SuperNode does not notice for a minute
+    for peer in (0, 1):
+        wait_until(lambda peer=peer: deployment.lines(run, peer, "view"), "it goes on", said=deployment.said)
+    deployment.p2pft("stop", run)
+    begin = time.monotonic()
+    deployment.ended(run)
+    assert time.monotonic() - begin < 15
+    results = read_results(tmp_path)
+    assert results["status"] == "stopped"
+    assert "(p2pft stop, SIGTERM)" in results["error"]
+    assert [p["peer"] for p in results["peers"]] == [0, 1]
+    (lost,) = results["unfinished"]
+    assert lost["peer"] == 2
+    assert lost["state"] == f"lost after {results['views'][0]['iteration']} iterations"
+    assert all(p["accuracy"] is not None for p in [*results["peers"], lost])
+    assert None not in results["history"][0]["accuracy"]
+    found = collect_results(find_peers([output / run for output in deployment.outputs]))
+    assert (found["status"], found["error"]) == (results["status"], results["error"])
+    assert json.loads(json.dumps(found["peers"])) == results["peers"]
 
 
 def test_sites_whose_supernodes_die_are_left_behind_and_named_in_the_results(deployment, tmp_path):

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from p2pft_flower.flower import client
-from p2pft_flower.flower.ending import Ending
+from p2pft_flower.flower.ending import ResultsOnce
 from p2pft_flower.flower.logs import status_in
 from p2pft_flower.flower.nodes import RunFailedError
 from p2pft_flower.flower.signals import before_obeying
@@ -130,7 +130,7 @@ def _a_signal_is_obeyed():
 
 @pytest.fixture
 def ending(tmp_path, caplog, monkeypatch):
-    made = Ending("7", {"algorithm": "p2pft", "seed": 3})
+    made = ResultsOnce("7", {"algorithm": "p2pft", "seed": 3})
     made.folder = tmp_path / "run"
     return made
 
@@ -144,6 +144,14 @@ def test_a_signal_that_ends_the_serverapp_leaves_results_that_say_stopped(ending
     assert results["error"] == "the run was stopped: its ServerApp was told to end (SIGINT)"
     assert results["views"] is None  # nobody could be asked any more
     assert not ending.claim()
+
+
+def test_a_signal_leaves_what_was_known_of_the_run_by_then(ending):
+    ending.known = lambda: {"peers": [{"peer": 0, "accuracy": 0.5}], "status": "failed", "seconds": 2.0}
+    assert ending.was_stopped(signal.SIGTERM)
+    results = read_results(ending.folder)
+    assert (results["status"], results["peers"]) == ("stopped", [{"peer": 0, "accuracy": 0.5}])
+    assert results["seconds"] == 2.0
 
 
 @pytest.mark.parametrize("why", ["it had ended", "its peers train on", "it had no folder yet"])

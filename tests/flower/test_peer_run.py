@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
 
 from p2pft_flower.errors import Cause
-from p2pft_flower.flower import messages, peer_run
-from p2pft_flower.flower.ending import Ending
-from p2pft_flower.flower.nodes import RunFailedError
+from p2pft_flower.flower import messages, nodes, peer_run
+from p2pft_flower.flower.ending import ResultsOnce
+from p2pft_flower.typed import plain
 from tests.journals import made_line
 
 from .test_signals import deployment
@@ -24,9 +25,19 @@ def view(number, peers, **why):
 
 def results(tmp_path, monkeypatch, ended, views):
     """Return the results of three peers, of which ``ended`` have an outcome."""
-    told = peer_run._Told(dict.fromkeys(ended, OUTCOME), [], views, [], [], [])
+    told = peer_run._Told(
+        outcomes=dict.fromkeys(ended, OUTCOME),
+        evaluations=[],
+        views=views,
+        last_lines={},
+        seconds=1.0,
+        failure=None,
+        failures=[],
+        elsewhere=[],
+        at_the_end=[],
+    )
     monkeypatch.setattr(peer_run, "_train", lambda *arguments, **more: told)
-    return peer_run.run_peers(None, deployment(tmp_path), Ending("7", {}))
+    return peer_run.run_peers(None, deployment(tmp_path), ResultsOnce("7", {}))
 
 
 def test_who_had_finished_and_gone_before_the_last_view_counts_and_was_not_lost(tmp_path, monkeypatch):
@@ -44,7 +55,7 @@ def test_a_run_whose_peers_all_have_results_misses_nobody(tmp_path, monkeypatch)
 
 def failing(tmp_path, monkeypatch, *causes):
     """Return how the run fails whose three hosts end for these causes; None: its host never replies."""
-    body = {"error": "it has ended", "views": []}
+    body = {"error": "it has ended", "report": plain(messages.HostReport())}
     replies = {
         100 + p: SimpleNamespace(
             has_error=lambda: False, content=messages.pack({**body, "cause": cause.name})
@@ -54,9 +65,7 @@ def failing(tmp_path, monkeypatch, *causes):
     }
     monkeypatch.setattr(peer_run, "Message", lambda *arguments, **more: None)  # Flower's wants a task
     monkeypatch.setattr(peer_run.nodes, "collect", lambda *arguments, **more: replies)
-    with pytest.raises(RunFailedError) as caught:
-        peer_run._train(None, deployment(tmp_path), "", "")
-    return caught.value
+    return peer_run._train(None, deployment(tmp_path), "", "", "").failure
 
 
 @pytest.mark.parametrize(
@@ -85,3 +94,83 @@ def test_the_coordinator_waits_on_where_the_others_go_on_without_a_host(cause):
     assert peer_run._ends_all(reply) is (cause not in (Cause.OWN, Cause.LOST))
     ended = SimpleNamespace(has_error=lambda: False, content=messages.pack({"ok": {}}))
     assert peer_run._ends_all(ended)
+
+
+def test_a_stop_is_told_as_one_also_after_a_site_had_left_by_itself(tmp_path, monkeypatch):
+    gone = made_line("view", peers=(0, 1), lost=(2,))
+    stop, own = (
+        reply(p, views, error=why, cause=cause.name)
+        for p, views, why, cause in (
+            (0, [gone], "p2pft stop", Cause.STOPPED),
+            (2, [], "its disk is full", Cause.OWN),
+        )
+    )
+    monkeypatch.setattr(peer_run, "Message", lambda *arguments, **more: None)
+    monkeypatch.setattr(peer_run.nodes, "collect", lambda *_, **__: {100: stop, 101: stop, 102: own})
+    failure = peer_run._train(None, deployment(tmp_path), "", "", "").failure
+    assert (failure.stopped, str(failure)) == (True, "peer 0: p2pft stop")
+
+
+SENT = [SimpleNamespace(metadata=SimpleNamespace(dst_node_id=100 + p)) for p in range(3)]
+
+
+def reply(peer, views=(), **body):
+    """Return the reply of a peer's host, which tells ``views``."""
+    told = {**body, "report": plain(messages.HostReport(views=list(views)))}
+    metadata = SimpleNamespace(reply_to_message_id=str(peer))
+    return SimpleNamespace(has_error=lambda: False, content=messages.pack(told), metadata=metadata)
+
+
+class Silent:
+    """A Grid on which the last of three hosts never replies."""
+
+    def __init__(self, replies):
+        self.replies = replies
+
+    def push_messages(self, messages):
+        return [str(p) for p in range(len(messages))]
+
+    def pull_messages(self, ids):
+        come, self.replies = self.replies, []
+        return come
+
+
+STOPPED = {"error": "stopped", "cause": Cause.STOPPED.name}
+
+
+@pytest.mark.parametrize(
+    ("body", "views", "waits"),
+    [
+        (STOPPED, [made_line("view", peers=(0, 1), lost=(2,))], False),
+        ({"ok": {"outcomes": []}}, [made_line("view", peers=(0, 1), lost=(2,))], False),
+        (STOPPED, [], True),
+        ({"error": "full", "cause": Cause.OWN.name}, [made_line("view", peers=(0, 1), lost=(2,))], True),
+        (
+            STOPPED,
+            [
+                made_line("view", peers=(0, 1), lost=(2,)),
+                made_line("view", number=2, peers=(0, 1, 2), joined=(2,)),
+            ],
+            True,
+        ),
+    ],
+    ids=["stopped", "completed", "nobody lost", "two left by themselves", "it is back"],
+)
+def test_a_lost_host_is_not_waited_for_when_the_run_has_ended_for_the_others(
+    body, views, waits, tmp_path, monkeypatch
+):
+    now = [0.0]
+    clock = SimpleNamespace(monotonic=lambda: now[0], sleep=lambda s: now.__setitem__(0, now[0] + s))
+    monkeypatch.setattr(nodes, "time", clock)
+    run = deployment(tmp_path)
+    replies = [reply(p, views, **body) for p in (0, 1)]
+    nodes.collect(
+        Silent(replies),
+        SENT,
+        timeout=1000.0,
+        grace=180.0,
+        ends=peer_run._ends_all,
+        needless=partial(peer_run._lost_hosts, run),
+    )
+    assert (now[0] > 100) is waits
+    assert waits or now[0] < 5

@@ -230,6 +230,13 @@ def test_a_run_that_has_ended_can_be_lengthened(earlier, tmp_path):
     assert [row["iteration"] for row in read_results(tmp_path / "x")["history"]] == [0, 3, 6, 9, 12]
 
 
+def test_a_run_of_which_nothing_is_left_to_train_says_how_to_lengthen_it(earlier, tmp_path, capsys):
+    run_app(tmp_path / "x", slots=1, **SHORT | {"resume": str(earlier)})
+    (hint,) = [line for line in capsys.readouterr().out.splitlines() if "nothing is left to train" in line]
+    assert "had done all its 7 iterations" in hint
+    assert "--extend with more epochs or iterations lengthens it" in hint
+
+
 def test_a_cosine_schedule_cannot_be_lengthened(tmp_path):
     run_app(tmp_path / "cosine", slots=1, **SHORT | {"schedule": "cosine", "algorithm": "local"})
     settings = {
@@ -367,8 +374,9 @@ def test_deployed_sites_go_on_from_their_own_files(earlier, tmp_path):
     folders = [tmp_path / f"site-{p}" / results["run"] for p in range(4)]
     assert [tails(f, [p])[0] for p, f in enumerate(folders)] == tails(earlier)
     collected = json.loads(json.dumps(collect_results(find_peers(folders))))
-    assert {k: v for k, v in collected.items() if k != "seconds"} == {
-        k: v for k, v in results.items() if k != "seconds"
+    clock = ("seconds", "begun", "ended")
+    assert {k: v for k, v in collected.items() if k not in clock} == {
+        k: v for k, v in results.items() if k not in clock
     }
 
     with pytest.raises(P2PFTError, match=r"learning-rate: 0.1 in the checkpoint, 0.3 now"):
@@ -463,3 +471,58 @@ def test_a_strategys_full_disk_is_a_clear_error(tmp_path, monkeypatch):
     (tmp_path / "x" / "server.checkpoints").write_text("a file")
     with pytest.raises(P2PFTError, match="the server: the checkpoint of iteration 0 cannot be written"):
         run_app(tmp_path / "x", slots=1, **ROUNDS | {"algorithm": "fedavg"})
+
+
+def test_a_run_is_resumed_by_its_name_from_the_newest_of_that_name_and_keeps_the_name(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setenv("P2PFT_HOME", str(tmp_path))
+    run_app("", slots=1, **SHORT | {"name": "pets", "iterations": 4})
+    run_app("", slots=1, **SHORT | {"name": "pets"})
+    runs = sorted((tmp_path / "runs").iterdir(), key=lambda folder: read_results(folder)["begun"])
+    assert [folder.name for folder in runs] == [f"pets-{read_results(folder)['run']}" for folder in runs]
+    for k in (6, 7):
+        for p in range(4):
+            (checkpoint_folder(runs[1], p) / f"iteration-{k}.safetensors").unlink()
+    (runs[1] / "results.json").unlink()
+    capsys.readouterr()
+    run_app("", slots=1, **SHORT | {"name": "pets", "resume": "pets"})
+    newest = runs[1].name.removeprefix("pets-")
+    assert f"pets is run {newest}, the newest of 2 of this name ({runs[1]})" in capsys.readouterr().out
+    (resumed,) = {*(tmp_path / "runs").iterdir()} - {*runs}
+    results = read_results(resumed)
+    assert (results["name"], results["config"]["resume"]) == ("pets", newest)
+    assert results["resumed_from"] == {"run": newest, "iteration": 4}
+
+
+def test_sites_keep_a_named_run_under_its_name_and_resume_it_by_name_or_id(tmp_path, monkeypatch):
+    """The coordinator has no files of it: each site finds its own."""
+    monkeypatch.setenv("P2PFT_HOME", str(tmp_path / "office"))
+    nodes = sites(tmp_path, free_ports(4))
+    run_app(tmp_path / "first", slots=4, node_configs=nodes, **SHORT | {"name": "pets"})
+    run = read_results(tmp_path / "first")["run"]
+    for p in range(4):
+        kept = tmp_path / f"site-{p}" / f"pets-{run}"
+        assert (kept / "peers" / f"peer-{p}.safetensors").is_file()
+        (checkpoint_folder(kept, p) / "iteration-7.safetensors").unlink()
+    for number, wanted in enumerate(("pets", run)):
+        settings = SHORT | {"name": "again", "resume": wanted}
+        run_app(tmp_path / f"again-{number}", slots=4, node_configs=nodes, **settings)
+        results = read_results(tmp_path / f"again-{number}")
+        assert results["resumed_from"] == {"run": run, "iteration": 6}
+        assert (tmp_path / "site-3" / f"again-{results['run']}").is_dir()
+
+
+def test_sites_that_share_a_folder_resume_the_earlier_run_of_a_name_not_the_new_one(tmp_path):
+    """The new run's folder, of the same name, is there when the last host looks for the earlier one."""
+    nodes = [
+        {"peer-id": p, "peer-address": f"127.0.0.1:{port}", "output-dir": str(tmp_path / "all")}
+        for p, port in enumerate(free_ports(4))
+    ]
+    run_app(tmp_path / "first", slots=4, node_configs=nodes, **SHORT | {"name": "pets"})
+    for p in range(4):
+        (earlier,) = (tmp_path / "all").glob(f"pets-*/peers/peer-{p}.checkpoints/iteration-7.safetensors")
+        earlier.unlink()
+    run_app(tmp_path / "x", slots=4, node_configs=nodes, **SHORT | {"name": "pets", "resume": "pets"})
+    run = read_results(tmp_path / "first")["run"]
+    assert read_results(tmp_path / "x")["resumed_from"] == {"run": run, "iteration": 6}

@@ -336,11 +336,11 @@ def deployment(tmp_path, *, deployed=True, addresses=("10.0.0.1:9000", "", "10.0
 
 def test_peers_that_exchange_nothing_are_told_where_to_listen_for_stops_and_need_no_address(tmp_path):
     run = deployment(tmp_path)
-    told = [peer_run._host_plan(run, host, "", "digest") for host in run.hosts]
+    told = [peer_run._host_plan(run, host, "", "digest", "") for host in run.hosts]
     assert [plan.addresses for plan in told] == [{0: "10.0.0.1:9000"}, {}, {2: "10.0.0.3:9000"}]
     assert [plan.listens_for_stops for plan in told] == [True, False, True]
 
 
 def test_a_peer_in_a_simulation_listens_for_no_stops(tmp_path):
     run = deployment(tmp_path, deployed=False)
-    assert not any(peer_run._host_plan(run, host, "", "").listens_for_stops for host in run.hosts)
+    assert not any(peer_run._host_plan(run, host, "", "", "").listens_for_stops for host in run.hosts)

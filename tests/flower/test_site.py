@@ -57,9 +57,23 @@ def test_the_text_of_a_node_config_is_read_as_flower_reads_it(text, tmp_path):
 
 
 @pytest.mark.parametrize(
+    "text",
+    [
+        'peer-id = 3 output-dir = "/var/p2pft"',
+        "peer-id= 3 output-dir ='/var/p2pft'",
+        'peer-id = 3\noutput-dir = "/var/p2pft"',
+    ],
+)
+def test_spaces_around_the_sign_mean_what_they_mean_in_a_file(text):
+    assert Site.parse(text) == Site(3, output_dir="/var/p2pft")
+
+
+@pytest.mark.parametrize(
     ("text", "says"),
     [
         ("", "has no peer-id"),
+        ("peer-id=3 insecure", "'insecure' belongs to no pair of key and value; write pairs such as"),
+        ("certificates peer-id=3", "'certificates' belongs to no pair"),
         ("3", "has no peer-id"),
         ("peer-id=three", "--node-config 'peer-id=three': .*write pairs such as"),
         ("/nowhere/node.toml", "/nowhere/node.toml cannot be read"),
@@ -111,6 +125,8 @@ def test_a_sites_own_folders_win_over_the_run_configs(monkeypatch):
     assert str(Site(0).output_folder("17", "/from/the/coordinator")) == "/from/the/coordinator"
     monkeypatch.setenv("P2PFT_HOME", "/this/machines/home")
     assert str(Site(0).output_folder("17", "")) == "/this/machines/home/runs/17"
+    assert str(Site(0).output_folder("17", "", "pets")) == "/this/machines/home/runs/pets-17"
+    assert str(site.output_folder("17", "/from/the/coordinator", "pets")) == "/var/p2pft/pets-17"
 
 
 @pytest.mark.parametrize("algorithm", ["p2pft", "fedavg"])
@@ -138,9 +154,11 @@ def test_logs_and_tails_lie_where_the_site_says(algorithm, tmp_path):
     assert not (tmp_path / "coordinator" / "peers").exists()
 
 
-def test_a_mistake_in_node_config_ends_the_run_before_training_and_names_the_node(tmp_path):
+def test_a_mistake_in_node_config_ends_the_run_before_training_and_names_the_peer(tmp_path):
     nodes = [{"peer-id": 0, "peer-address": "127.0.0.1:1"}, {"peer-id": 1, "data_dir": "/x"}]
-    with pytest.raises(RunFailedError, match=r"node 1001: unknown key 'data_dir'.*did you mean 'data-dir'"):
+    with pytest.raises(
+        RunFailedError, match=r"peer 1 on .*: unknown key 'data_dir'.*did you mean 'data-dir'"
+    ):
         run_app(tmp_path, slots=2, node_configs=nodes, topology="ring:2")
 
 

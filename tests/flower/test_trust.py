@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from datetime import timedelta
 
@@ -10,7 +11,7 @@ import pytest
 from p2pft_flower.config import RunConfig
 from p2pft_flower.errors import ConfigError
 from p2pft_flower.flower.nodes import HostAssignment, RunFailedError
-from p2pft_flower.flower.trust import check_trust, coordinator_credentials, observer_access
+from p2pft_flower.flower.trust import coordinator_credentials, find_distrust, observer_access
 from p2pft_flower.host.wires import Access
 from p2pft_flower.lab.ports import free_ports
 from p2pft_flower.topology import Graph
@@ -22,6 +23,7 @@ from .engine import run_app
 from .test_app import same, tails
 
 RING = Graph.load("ring:3")
+FINE = ([], frozenset())
 
 
 def check(
@@ -30,31 +32,31 @@ def check(
     view = view or View.whole(RING)
     hosts = [HostAssignment(100 + p, (p,), address) for p, address in enumerate(addresses) if p in view.peers]
     answers = {100 + p: {"federation": federations[p], "insecure": insecure[p]} for p in range(3)}
-    check_trust(view, hosts, answers)
+    return find_distrust(view, hosts, answers)
 
 
 def test_only_the_addresses_of_those_that_are_there_matter():
     four = Graph.from_weights(
         Graph.load("directed-ring:4").W, addresses=[None, None, None, "far.example:9000"]
     )
-    check([""] * 3, view=View.without(four, [3]))
+    assert check([""] * 3, view=View.without(four, [3])) == FINE
 
 
 def test_new_neighbours_must_trust_each_other_too():
     """0 to 1 to 2 to 3 to 0: without 3, what 2 sends goes to 0, which had nothing of it."""
     view = View.without(Graph.load("directed-ring:4"), [3])
-    with pytest.raises(RunFailedError, match=r"peer 0 has no certificates, and peer 2 at far[.]example:1"):
-        check([""] * 3, ("127.0.0.1:1", "127.0.0.1:2", "far.example:1"), view=view)
+    found = check([""] * 3, ("127.0.0.1:1", "127.0.0.1:2", "far.example:1"), view=view)
+    assert found.faults[0].startswith("peer 0 has no certificates, and peer 2 at far.example:1 is on another")
 
 
 FAR = ("127.0.0.1:1", "ward.example:9000", "127.0.0.1:3")
 
 
 def test_peers_of_one_federation_and_plain_text_on_one_machine_are_fine():
-    check(["north"] * 3, FAR)
-    check([""] * 3)
-    check([""] * 3, ("unix:/run/0.sock", "localhost:1", "[::1]:2"))
-    check([""] * 3, FAR, insecure=(True,) * 3)
+    assert check(["north"] * 3, FAR) == FINE
+    assert check([""] * 3) == FINE
+    assert check([""] * 3, ("unix:/run/0.sock", "localhost:1", "[::1]:2")) == FINE
+    assert check([""] * 3, FAR, insecure=(True,) * 3) == FINE
 
 
 @pytest.mark.parametrize(
@@ -78,8 +80,8 @@ def test_peers_of_one_federation_and_plain_text_on_one_machine_are_fine():
     ],
 )
 def test_peers_that_cannot_trust_each_other_are_named(federations, addresses, insecure, says):
-    with pytest.raises(RunFailedError, match=says):
-        check(federations, addresses, insecure)
+    told = "\n".join(check(federations, addresses, insecure).faults)
+    assert re.search(says, told), told
 
 
 def nodes_of(folders):
@@ -126,15 +128,20 @@ def test_a_coordinator_with_a_certificate_of_its_own_warns_of_nothing(tmp_path, 
 def test_a_coordinator_with_a_certificate_hears_of_progress_where_it_listens(tmp_path, capsys, monkeypatch):
     where = {"observer_address": "127.0.0.1:0", "evaluate_every": 2}
     said = said_by(tmp_path, capsys, monkeypatch, Federation.coordinator, **where)
-    assert re.findall(r"iteration (\d)/4 \| loss", said) == ["0", "2", "4"]
-    assert "stands in each site's log" not in said
+    assert re.findall(r"^[\d:]+ iteration (\d)/4 \| loss", said, re.M) == [
+        "0",
+        "2",
+        "4",
+    ]  # no site's own line
+    assert "each site's log" not in said
     assert "does not reach" not in said
 
 
 def test_a_coordinator_without_one_says_that_it_does_not_listen(tmp_path, capsys, monkeypatch):
     said = said_by(tmp_path, capsys, monkeypatch, None, observer_address="127.0.0.1:0")
     assert "observer-address = 127.0.0.1:0: nobody listens there" in said
-    assert "| loss" not in said
+    assert "each site's log, and p2pft status there, tell how they get on" in said
+    assert not re.search(r"^[\d:]+ iteration", said, re.M)
 
 
 def test_progress_is_heard_in_plain_text_only_where_all_peers_say_insecure():
@@ -174,12 +181,42 @@ def test_certificates_that_cannot_be_used_end_the_run_before_training(what, tmp_
     open_to_others = north.issue(1)
     (open_to_others / "peer.key").chmod(0o644)
     folder, says = {
-        "another peer's": (north.issue(2), r"node 1001: .*peer\.pem is for peer 2 of .*, not for peer 1"),
-        "expired": (expired, r"node 1001: .*peer\.pem expired on .*'p2pft certs renew'"),
-        "missing": (tmp_path / "nothing", r"node 1001: .*nothing/peer\.pem: No such file or directory"),
-        "readable by others": (open_to_others, r"node 1001: .*peer\.key can be read by others .*chmod 600"),
+        "another peer's": (north.issue(2), r"peer 1: .*peer\.pem is for peer 2 of .*, not for peer 1"),
+        "expired": (expired, r"peer 1: .*peer\.pem expired on .*'p2pft certs renew'"),
+        "missing": (tmp_path / "nothing", r"peer 1: .*nothing/peer\.pem: No such file or directory"),
+        "readable by others": (open_to_others, r"peer 1: .*peer\.key can be read by others .*chmod 600"),
         "two federations": (south.issue(1), "'north': peers .0.; 'south': peers .1."),
     }[what]
     with pytest.raises(RunFailedError, match=says):
         run_app(tmp_path / "out", node_configs=nodes_of([north.issue(0), folder]), **SETTINGS)
     assert not (tmp_path / "out" / "peers").exists()
+
+
+def test_faults_of_certificates_and_folders_are_told_together(tmp_path, monkeypatch):
+    north = Federation(tmp_path / "north")
+    monkeypatch.setenv(COORDINATOR_CERTIFICATES, str(north.issue(8)))
+    nodes = nodes_of([north.issue(0), tmp_path / "nothing", north.issue(9), north.issue(3)])
+    (tmp_path / "file").write_text("")
+    nodes[1]["output-dir"] = nodes[3]["output-dir"] = str(tmp_path / "file")
+    with pytest.raises(RunFailedError) as caught:
+        run_app(tmp_path / "out", node_configs=nodes, **SETTINGS | {"slots": 4, "topology": "ring:4"})
+    first, *told = str(caught.value).splitlines()
+    assert first.startswith("preflight found 5 failures")
+    assert re.search(r"peer 1: .*nothing/peer\.pem: No such file", told[0])
+    assert re.search(r"peer 2: .*peer\.pem is for peer 9 of .*, not for peer 2", told[1])
+    assert re.search(r"coordinator: .*is for peer 8 of federation 'north', not for the coordinator", told[2])
+    assert re.search(r"peer 1: output-dir .*file.* give a folder", told[3])
+    assert re.search(r"peer 3: output-dir .*file.* give a folder", told[4])
+    report = json.loads((tmp_path / "out" / "preflight.json").read_text())
+    assert [(p["peer"], link["neighbour"]) for p in report["peers"] for link in p["links"]] == [
+        (0, 3),
+        (3, 0),
+    ]
+
+
+@pytest.mark.parametrize("algorithm", ["local", "fedavg"])
+def test_certificates_that_cannot_be_used_end_runs_without_a_preflight_too(algorithm, tmp_path):
+    north = Federation(tmp_path / "north")
+    nodes = nodes_of([north.issue(5), tmp_path / "nothing"])
+    with pytest.raises(RunFailedError, match=r"(?s)peer 0: .*for peer 5.*peer 1: .*No such file"):
+        run_app(tmp_path / "out", node_configs=nodes, algorithm=algorithm, **SETTINGS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import platform
 import socket
 
 import pytest
@@ -10,7 +11,7 @@ import yaml
 from flwr.app import Error, Message
 
 from p2pft_flower.config import RunConfig, config_keys
-from p2pft_flower.flower import messages, nodes
+from p2pft_flower.flower import greeting, messages
 from p2pft_flower.flower.nodes import HostAssignment, RunFailedError, with_addresses
 from p2pft_flower.lab.ports import free_ports
 from p2pft_flower.topology import Graph
@@ -41,8 +42,10 @@ def test_all_that_is_wrong_with_the_nodes_is_told_at_once(tmp_path):
     with pytest.raises(RunFailedError) as raised:
         run_app(tmp_path, slots=5, node_configs=configs, iterations=1)
     said = str(raised.value)
-    assert "peer 2 is claimed by nodes 1001, 1002 and 1003" in said
-    assert "node 1004 says peer-id=9, but the graph has the peers 0..3" in said
+    here = f"the SuperNode at 127.0.0.1:1 on {platform.node()}"
+    claimed = f"peer 2 is claimed by {here} (node 1001), by {here} (node 1002), by {here} (node 1003)"
+    assert claimed in said
+    assert f"{here} (node 1004) says peer-id=9, but the graph has the peers 0..3" in said
     assert "Peers there: [0, 2], missing: [1, 3]" in said
 
 
@@ -106,10 +109,10 @@ ALWAYS = (0.0, 1e9)
 
 def greeted(monkeypatch, there, answers, n=3, **settings):
     clock = Clock()
-    monkeypatch.setattr(nodes, "time", clock)
+    monkeypatch.setattr(greeting, "time", clock)
     link = SuperLink(clock, there, answers)
     config = RunConfig.from_mapping({**config_keys(), "meet-timeout": 30.0, **settings})
-    found = nodes.greet(link, config, n, pooled=False)
+    found = greeting.greet(link, config, n, pooled=False)
     return {node: answer["peer-id"] for node, answer in found.items()}, link
 
 
@@ -143,8 +146,23 @@ def test_a_node_that_flower_did_not_reach_at_first_is_asked_again(monkeypatch):
 
 
 def test_an_app_that_breaks_at_a_site_is_told_at_once(monkeypatch):
-    with pytest.raises(RunFailedError, match="node 2: Flower reports error 2: no torch"):
+    with pytest.raises(RunFailedError, match=r"node 2, one of the peers \[1, 2\].*error 2: no torch"):
         greeted(monkeypatch, dict.fromkeys((1, 2, 3), ALWAYS), {1: 0, 2: Error(2, "no torch"), 3: None})
+
+
+def test_errors_name_peer_and_site_and_are_told_together(tmp_path):
+    configs = sites("127.0.0.1:1", "127.0.0.1:2", "127.0.0.1:3")
+    configs[1]["data-dir"] = "/elsewhere"  # no dataset of this run reads it
+    configs[2] |= {"certificates": "/c", "insecure": True, "site-name": "south"}
+    with pytest.raises(RunFailedError) as raised:
+        run_app(tmp_path, slots=3, node_configs=configs, topology="ring:3", iterations=1)
+    first, one, two = str(raised.value).splitlines()
+    assert first == "2 sites cannot take part:"
+    assert one.startswith(f"  peer 1 at 127.0.0.1:2 on {platform.node()}: data-dir = '/elsewhere'")
+    assert two.startswith(
+        f"  peer 2 (south) at 127.0.0.1:3 on {platform.node()}: certificates and insecure = true"
+    )
+    assert "node" not in one.partition(": ")[0]
 
 
 def test_who_comes_late_is_greeted_while_another_node_is_silent(monkeypatch):
@@ -158,7 +176,7 @@ def test_a_silent_node_holds_a_run_up_no_longer_than_its_one_deadline(monkeypatc
     there = {1: ALWAYS, 2: ALWAYS, 3: (29.0, 1e9)}
     found, link = greeted(monkeypatch, there, {1: 0, 2: None, 3: 2}, **{"min-peers": 2})
     assert found == {1: 0, 3: 2}
-    assert link.clock.now == pytest.approx(30 + nodes.ANSWER, abs=1)
+    assert link.clock.now == pytest.approx(30 + greeting.ANSWER, abs=1)
 
 
 def test_a_node_config_completes_the_addresses_of_the_topology():

@@ -69,14 +69,14 @@ class Federation:
         self.problems = {}
         self.hosts = {}
 
-    def start(self, host, joining=False, hook=None, **faults):
+    def start(self, host, joining=False, hook=None, access=None, **faults):
         def paced(peer, drawn):
             if hook is not None:
                 hook(peer, drawn)
             self.all_there.wait(0.05)
 
         problem = self.problems[host] = Quadratics(hook=paced, **faults)
-        life = self.hosts[host] = Host(self.plans[host], problem, joining=joining)
+        life = self.hosts[host] = Host(self.plans[host], problem, access or Access(), joining=joining)
         return self.pool.submit(life.run)
 
     def pauses(self, host):

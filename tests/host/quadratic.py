@@ -22,6 +22,7 @@ class Score:
     loss: float
     accuracy: float
     accuracy_unseen: float | None
+    accuracy_seen: float | None = None
 
 
 class Peer:

@@ -184,8 +184,8 @@ def test_a_host_that_leaves_closes_nothing_before_the_others_have_been_told(
         depart(wires, reason)
         order.append("told")
 
-    def note_failure(recorder, iteration, error):
-        failed(recorder, iteration, error)
+    def note_failure(recorder, iteration, error, *more):
+        failed(recorder, iteration, error, *more)
         if isinstance(error, DepartedError):
             stopped.set()
 

@@ -52,14 +52,15 @@ def test_waiting_is_told_once_it_takes_ten_times_the_usual_and_again_when_it_has
     for now in range(101, 131):  # an iteration takes 1 s
         log.waits(awaited(), now, rate=1.0)
     assert [line.split("; ")[0] for line in lines] == [
-        "peer 0 (north): waits for peer 3 (south) since 10 s",
-        "peer 0 (north): waits for peer 3 (south) since 20 s",
+        "peer 0 (north): has waited 10 s for peer 3 (south)",
+        "peer 0 (north): has waited 20 s for peer 3 (south)",
     ]
     assert lines[0].endswith("it last spoke 1 s ago: slow, not lost")
 
 
 def test_short_waits_are_not_told_however_short_iterations_are(site):
     log, lines = site
+    log.waits(awaited(), 104.0, rate=1000.0)
     log.waits(awaited(), 104.9, rate=1000.0)
     assert lines == []
     log.waits(awaited(), 105.0, rate=1000.0)
@@ -68,10 +69,11 @@ def test_short_waits_are_not_told_however_short_iterations_are(site):
 
 def test_it_is_told_when_the_waiting_is_over(site):
     log, lines = site
-    log.waits(awaited(), 112.0, rate=1.0)
-    log.waits(None, 113.0, rate=1.0)
+    for now in (111.0, 112.0):
+        log.waits(awaited(), now, rate=1.0)
     log.waits(None, 114.0, rate=1.0)
-    assert lines[1:] == ["peer 0 (north): has waited 13 s for peer 3 (south)"]
+    log.waits(None, 115.0, rate=1.0)
+    assert lines[1:] == ["peer 0 (north): peer 3 (south) has come after 14 s"]
 
 
 @pytest.mark.parametrize(
@@ -84,5 +86,14 @@ def test_it_is_told_when_the_waiting_is_over(site):
 )
 def test_the_reason_says_what_is_known_of_the_peer(site, spoken, awaits, reason):
     log, lines = site
-    log.waits(awaited(spoken, awaits), 150.0, rate=1.0)
+    for now in (149.0, 150.0):
+        log.waits(awaited(spoken, awaits), now, rate=1.0)
     assert lines[0].endswith(reason)
+
+
+def test_a_site_that_was_suspended_itself_does_not_blame_its_neighbour(site):
+    log, lines = site
+    log.waits(awaited(), 101.0, rate=1.0)
+    log.waits(awaited(), 131.0, rate=1.0)  # its own process stood still
+    log.waits(None, 132.0, rate=1.0)
+    assert lines == []

@@ -72,14 +72,27 @@ def test_scores_come_with_those_of_all_peers_of_the_host_and_say_since_when_noth
     now = [0.0]
     groups = {0: (0, 1), 2: (2,)}
     zero, two = member(0, groups), member(2, groups, clock=lambda: now[0])
-    zero.stand(standing())
     for peer in (1, 0):
-        zero.score(0, PeerScores(peer=peer, iteration=8, loss=math.nan, accuracy=0.5))
+        zero.score(PeerScores(peer=peer, iteration=8, loss=math.nan, accuracy=0.5))
+    zero.stand(standing())
     gossip(zero, 1, two, 2)  # whichever of its peers speaks
     now[0] = 4.0
     heard = two.heard()[0]
     assert [s.peer for s in heard.scores.peers] == [0, 1]
     assert heard.since == 4.0
+
+
+def test_a_sketch_of_a_peers_vector_does_not_leave_its_host_by_gossip():
+    zero, one = member(0), member(1)
+    zero.score(PeerScores(peer=0, iteration=8, loss=1.0, accuracy=0.5, sketch=[1.0] * 128))
+    zero.stand(standing())
+    told = gossip(zero, 0, one, 1)
+    (scores,) = Scores.FromString(told.scores[0].record).peers
+    assert (scores.accuracy, list(scores.sketch)) == (0.5, [])
+    assert not one.heard()[0].scores.peers[0].sketch
+    assert len(zero.heard()[0].scores.peers[0].sketch) == 128
+    (own,) = zero.answer(Gossip()).own_scores
+    assert len(own.sketch) == 128
 
 
 @pytest.fixture(scope="module")
@@ -148,7 +161,7 @@ FAULTS = {
     "scores beyond the plan": (Scores, {"peers": [PeerScores(peer=0, iteration=101)]}),
     "scores over one": (Scores, {"peers": [PeerScores(peer=0, accuracy=1.5)]}),
     "unseen below zero": (Scores, {"peers": [PeerScores(peer=0, accuracy_unseen=-0.5)]}),
-    "half a sketch": (Scores, {"peers": [PeerScores(peer=0, sketch=[1.0])]}),
+    "a sketch for everybody": (Scores, {"peers": [PeerScores(peer=0, sketch=[1.0] * 128)]}),
 }
 
 

@@ -139,3 +139,10 @@ def test_a_process_that_has_just_ended_by_itself_is_stopped_without_an_error(own
     (own_home / "running").mkdir()
     there.stop_run()
     assert not there.alive
+
+
+def test_a_process_is_found_by_its_runs_name_too():
+    with registered("17", [0], [], "pets"), registered("18", [1], []):
+        assert [r.run for r in running("pets")] == ["17"]
+        assert [r.run for r in running("17")] == ["17"]
+        assert running("") == []

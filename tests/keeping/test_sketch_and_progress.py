@@ -33,8 +33,8 @@ def test_equal_vectors_have_no_consensus_error_and_sketches_survive_text():
     assert one.shape == (sketch.SIZE,)
 
 
-def report(peer, iteration, accuracy=0.5):
-    scores = {"loss": 1.0, "accuracy": accuracy, "accuracy_unseen": None, "bytes_sent": 1000}
+def report(peer, iteration, accuracy=0.5, sent=1000):
+    scores = {"loss": 1.0, "accuracy": accuracy, "accuracy_unseen": None, "bytes_sent": sent}
     return Report(peer=peer, iteration=iteration, sketch=EMPTY, **scores)
 
 
@@ -61,6 +61,47 @@ def test_beyond_eight_peers_a_line_shows_min_mean_max():
     for p in range(9):
         progress.add(report(p, 10, accuracy=p / 8))
     assert "accuracy 0.000/0.500/1.000 (min/mean/max)" in lines[0]
+
+
+def test_after_a_loss_a_line_says_whose_its_columns_are():
+    lines = []
+    progress = Progress(3, 20, lines.append)
+    for p in range(3):
+        progress.add(report(p, 5))
+    progress.go_on_with({0, 2})
+    for p in (0, 2):
+        progress.add(report(p, 10, accuracy=p / 4))
+    progress.go_on_with({0, 1, 2})
+    for p in range(3):
+        progress.add(report(p, 15))
+    first, without, again = lines
+    assert "| peers 0 2 | loss" in without
+    assert "| accuracy 0.000 0.500 |" in without
+    assert "peers" not in first + again
+
+
+def test_beyond_eight_peers_a_line_says_how_many_of_them_it_is_about():
+    lines = []
+    progress = Progress(10, 20, lines.append, missing=[3])
+    for p in set(range(10)) - {3}:
+        progress.add(report(p, 5))
+    assert "| 9 of 10 peers | loss" in lines[0]
+
+
+def test_what_a_lost_peer_has_sent_stays_in_the_sum():
+    lines = []
+    progress = Progress(3, 20, lines.append)
+    for p in range(3):
+        progress.add(report(p, 5, sent=1000))
+    progress.go_on_with({0, 2})
+    progress.add(report(0, 15, sent=3000))  # ahead of the other one
+    for p in (0, 2):
+        progress.add(report(p, 10, sent=2000))
+    assert ["sent 3.0 kB" in lines[0], "sent 5.0 kB" in lines[1]] == [True, True]
+    progress.go_on_with({0, 1, 2})
+    progress.add(report(1, 15, sent=1500))  # it is back
+    progress.add(report(2, 15, sent=3000))
+    assert [row["bytes_sent"] for row in progress.history()] == [3000, 5000, 7500]
 
 
 def test_the_history_names_what_is_missing():

@@ -164,6 +164,7 @@ def test_a_slow_line_passes_so_many_bytes_a_second_each_way_and_each_of_them_lat
         far.sendall(b"y")
         assert near.recv(1) == b"y"
         assert time.monotonic() - begin >= 0.2
+        assert relay.passed == {"there": 500_000, "back": 1}
 
 
 def test_a_target_that_says_no_good_bye_over_tls_leaves_nothing_open(server, target, tmp_path):

@@ -181,15 +181,21 @@ def answers(predicted, truth):
     return MemoryFeatures((torch.eye(4)[predicted],), torch.tensor(truth))
 
 
-def test_unseen_accuracy_counts_the_images_of_classes_that_the_peer_does_not_hold():
+def test_unseen_accuracy_counts_the_images_of_classes_that_the_peer_does_not_hold_and_seen_the_others():
     test = answers([0, 0, 1, 2, 2, 3, 0, 3], [0, 1, 1, 2, 2, 2, 3, 3])
-    for held, unseen in [([0, 1], 3 / 5), ([0, 1, 1, 0, 2], 1 / 2), ([3], 4 / 6), ([0, 1, 2, 3], None)]:
+    for held, unseen, seen in [
+        ([0, 1], 3 / 5, 2 / 3),
+        ([0, 1, 1, 0, 2], 1 / 2, 4 / 6),
+        ([3], 4 / 6, 1 / 2),
+        ([0, 1, 2, 3], None, 5 / 8),
+    ]:
         train = answers(held, held)
         images = MiniBatches(train, Batches(len(held), 2, seed=0, peer=0))
         objective = PeerObjective(Answers(), images, test, seed=0, peer=0)
         score = objective.evaluate(np.zeros(4, np.float32))
         assert score.accuracy == 5 / 8
         assert score.accuracy_unseen == (None if unseen is None else pytest.approx(unseen))
+        assert score.accuracy_seen == pytest.approx(seen)
     assert objective.evaluate(np.array([100, 0, 0, 0], np.float32)).accuracy == 1 / 8
 
 

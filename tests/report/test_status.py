@@ -59,7 +59,7 @@ def test_of_a_run_in_good_order_nobody_is_slow_and_the_end_follows_from_the_slow
     assert {p.state for p in peers.values()} == {"computing"}
     assert status.left == 600 / 1.5
     assert not status.at_risk
-    assert "it bears the loss of 1 more" in status.risk
+    assert "the run bears the loss of one more peer" in status.risk
 
 
 def test_the_slow_peer_is_the_one_for_which_all_others_wait_in_the_end():
@@ -67,8 +67,19 @@ def test_the_slow_peer_is_the_one_for_which_all_others_wait_in_the_end():
     waits.append(peer(3, state="waiting", awaited=2, busy=11.0))
     _, peers = state_of(bulletin(*waits))
     assert [p for p in peers if peers[p].state == "slow"] == [2]
-    assert "waits for it since" in peers[2].why
+    assert "has waited 12 s for it" in peers[2].why
     assert peers[0].why == "for peer 3 (west)"
+
+
+def test_what_a_silent_peer_said_last_blames_nobody_and_its_own_machine_says_that_it_stands_still():
+    waits = peer(0, state="waiting", awaited=3, busy=12.0, heard=0.0, spoken=None)
+    stands_still = bulletin(
+        peer(3, state="waiting", awaited=2, busy=1.0, heard=0.0, spoken=None), own=(3,), written=NOW - 14
+    )
+    _, peers = state_of(bulletin(waits, peer(3, spoken=14.0, heard=14.0)), stands_still)
+    assert (peers[3].state, peers[3].since) == ("silent", 14.0)
+    assert "lives, but stands still; lost after 30 s" in peers[3].why
+    assert [p for p in peers if peers[p].state == "slow"] == []
 
 
 def test_a_short_wait_makes_nobody_slow():
@@ -113,7 +124,7 @@ def test_a_lost_peer_is_lost_since_its_view_and_the_result_lacks_its_images():
     assert status.at_risk
     assert "peer 3 (west) is gone: 3 of 4 peers go on" in status.risk
     text = status_table(status, NOW)
-    assert "peer 3 (west) is lost since 60 s: it crashed" in text
+    assert "peer 3 (west) has been lost for 60 s: it crashed" in text
     assert "view 1 after 380 iterations: peer 3 (west) was lost" in text
 
 
@@ -129,7 +140,7 @@ def test_a_peer_that_came_back_is_no_risk_any_more():
     ("fields", "risk"),
     [
         ({"on_failure": "stop"}, "the loss of any peer ends the run"),
-        ({"min_peers": 4}, "one more loss ends the run"),
+        ({"min_peers": 4}, "one more loss may end the run"),
         ({"live": (0, 1), "views": (view(peers=(0, 1), lost=(2, 3), why={}),)}, "2 of 4 peers go on"),
     ],
 )

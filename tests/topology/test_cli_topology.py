@@ -120,3 +120,51 @@ def test_long_and_odd_names_are_drawn(tmp_path: Path) -> None:
     path = tmp_path / "graph.dat"
     draw(Graph.from_weights([[1, 2, 0], [0, 1, 1], [1, 0, 3]], peer_names=names), path)
     assert path.read_bytes().startswith(b"\x89PNG")
+
+
+def test_audit_says_who_finds_whose_gradients_alone_and_in_pairs() -> None:
+    done = run("audit", "lopsided-4")
+    assert done.exit_code == 0
+    lines = [" ".join(line.replace("│", " ").split()) for line in done.stdout.splitlines()]
+    for line in (
+        "0 3 3 (k 0, 1) everybody",
+        "2 0, 1 1; 0 (k 0, 1) everybody",
+        "k: the iterations, of 0 to 5, whose gradient is found; without k: all",
+        "0, 2 3 nobody",
+        "2 of 6 pairs",
+    ):
+        assert line in lines
+    assert "in any case: each gradient counts as a secret of its own" in done.stdout
+    done = run("audit", "star:4", "--collude", "1")
+    assert "everybody" in done.stdout
+    assert "pair" not in done.stdout
+    assert "None of the 10 pairs finds more together" in run("audit", "star:5").stdout
+    assert "A single peer receives nothing." in run("audit", "complete:1").stdout
+
+
+def test_audit_prints_all_that_it_found_as_json() -> None:
+    told = json.loads(run("audit", "directed-ring-4", "--iterations", "3", "--json").stdout)
+    assert (told["name"], told["n"], told["iterations"]) == ("directed-ring-4", 4, 3)
+    assert told["digest"] == Graph.load("directed-ring-4").digest
+    assert len(told["sets"]) == 4 + 6
+    assert told["sets"][0] == {
+        "attackers": [0],
+        "gradients": {"3": [0, 1]},
+        "steady": [1, 2, 3],
+        "averaging": [1, 2, 3],
+    }
+    pair = next(s for s in told["sets"] if s["attackers"] == [0, 2])
+    assert pair["gradients"] == {"1": [0, 1, 2, 3], "3": [0, 1, 2, 3]}
+
+
+def test_audit_looks_at_pairs_of_large_graphs_only_if_asked() -> None:
+    told = json.loads(run("audit", "star:33", "--iterations", "1", "--json").stdout)
+    assert len(told["sets"]) == 33
+    assert all(len(one["attackers"]) == 1 for one in told["sets"])
+
+
+def test_audit_refuses_what_is_no_graph() -> None:
+    for words in (("nowhere",), ("ring-4", "--collude", "3"), ("ring-4", "--iterations", "0")):
+        refused = run("audit", *words)
+        assert (refused.exit_code, refused.stdout) == (2, "")
+    assert "error: there is no graph 'nowhere'" in run("audit", "nowhere").stderr

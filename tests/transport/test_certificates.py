@@ -13,10 +13,10 @@ from cryptography import x509
 
 from p2pft_flower.errors import ConfigError
 from p2pft_flower.transport import Credentials
-from p2pft_flower.transport.trust import authority, expiry
+from p2pft_flower.transport.trust import expiry, files
 from p2pft_flower.transport.trust.authority import create_authority, issue, renew
 from p2pft_flower.transport.trust.certificates import (
-    identity_of,
+    facts_of,
     read_certificate,
     read_certificates,
     target_name,
@@ -44,12 +44,15 @@ def test_a_peers_folder_holds_its_certificate_its_key_and_the_authority_and_noth
         ("ca.pem", "peer.pem", "peer.key"), 0o600
     )
     assert mode(folder) == mode(north.authority) == 0o700
-    assert {f.name: mode(f) for f in north.authority.iterdir()} == {"ca.pem": 0o600, "ca.key": 0o600}
+    assert {f.name: mode(f) for f in north.authority.iterdir() if f.is_file()} == {
+        "ca.pem": 0o600,
+        "ca.key": 0o600,
+    }
     facts = read_certificate(folder / "peer.pem")
     assert (facts.identity.federation, facts.identity.peer) == ("north", 3)
     assert facts.names == ("ward-3.example", "10.0.0.3", "fd00::3")
     assert 364 < (facts.not_after - facts.not_before).days < 367
-    assert identity_of((folder / "peer.pem").read_bytes()) == facts.identity
+    assert facts_of((folder / "peer.pem").read_bytes()) == facts
     assert target_name("north", 3) == "peer-3.north.p2pft.internal"
 
 
@@ -183,7 +186,7 @@ def test_a_new_authority_renews_what_the_old_one_issued_only_where_the_operator_
 
 def test_a_name_that_proves_to_be_another_peer_is_not_renewed(north, monkeypatch):
     with monkeypatch.context() as before:  # certificates were once issued with such names
-        before.setattr(authority, "OWN_NAMES", ".elsewhere")
+        before.setattr(files, "OWN_NAMES", ".elsewhere")
         folder = north.issue(2, addresses=["peer-0.north.p2pft.internal"])
     with pytest.raises(ConfigError, match=r"'peer-0\.north\.p2pft\.internal' ends in .*issue the cert"):
         renew(north.authority, folder)

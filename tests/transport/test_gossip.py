@@ -365,7 +365,7 @@ def test_the_coordinator_may_not_gossip(tls_peer, federation):
     with links_of(tls_peer, coordinator, 0) as links:
         answer = gossip_with(links, 1, Gossip(sender=0), PATIENCE)
     assert isinstance(answer, ExchangeRefusedError)
-    assert "is heard for a stop with the run's key, and for no more" in str(answer)
+    assert "is heard for a stop or a look with the run's key for it, and for no more" in str(answer)
     assert tls_peer.heard == []
 
 

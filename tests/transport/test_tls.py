@@ -33,6 +33,7 @@ from p2pft_flower.transport import (
     Heartbeats,
     Hello,
     Links,
+    Looker,
     Loss,
     Mailbox,
     PeerServer,
@@ -46,7 +47,7 @@ from p2pft_flower.transport import (
     new_key,
 )
 from p2pft_flower.transport.admission import Throttle
-from p2pft_flower.transport.trust.certificates import identity_of, target_name
+from p2pft_flower.transport.trust.certificates import facts_of, target_name
 from p2pft_flower.transport.wire.header import HEADER_KEY
 from tests.transport.federation import Clock, Federation
 from tests.transport.wire import PATIENCE, Host, message
@@ -201,17 +202,23 @@ def test_the_coordinator_is_heard_for_a_stop_with_the_runs_key_and_for_nothing_e
         mailbox,
         {1: "127.0.0.1:0"},
         on_stop=stops.append,
+        on_look=lambda known: Gossip(),
         stop_digest=digest_of(key),
+        look_digest=digest_of(key),
         credentials=peers[1],
     ) as server:
         address = server.bound_addresses[1]
+        with Looker("run", shown[0][1], {1: address}, coordinator) as looker:
+            seen = looker.look([1], Gossip())[1]
+            assert isinstance(seen, Gossip) if shows_the_key else "NOT_NEIGHBOUR" in str(seen), seen
         with calling(address, coordinator, metadata=shown) as call:
             for claims in (0, 3):
                 for method, arguments in (("Deliver", payload(claims)), ("Hello", (hello(claims),))):
                     reply = call(method, *arguments)
                     assert Status.Name(reply.status) == "NOT_NEIGHBOUR"
                     assert reply.reason == (
-                        "the coordinator is heard for a stop with the run's key, and for no more"
+                        "the coordinator is heard for a stop or a look with the run's key for it, and for "
+                        "no more"
                     )
             answer = Status.Name(call("Stop", stop(0)).status)
         assert answer == ("ACCEPTED" if shows_the_key else "NOT_NEIGHBOUR")
@@ -239,13 +246,13 @@ def test_a_replayed_payload_is_not_used_again(serving, peers):
 
 
 def test_a_certificate_is_read_once_however_many_payloads_come(serving, peers):
-    identity_of.cache_clear()
+    facts_of.cache_clear()
     with calling(serving.address, peers[0]) as call:
         for k in range(10):
             for phase in range(2):
                 assert call("Deliver", *payload(0, iteration=k, phase=phase)).status == Status.ACCEPTED
                 serving.take(1, 0, k, phase, PATIENCE)
-    assert identity_of.cache_info().misses == 1
+    assert facts_of.cache_info().misses == 1
 
 
 # No handshake

@@ -27,7 +27,7 @@ SUFFIXES = (".safetensors", ".npz")
 
 @dataclass(frozen=True)
 class ArrayFile:
-    """What was read of a file.
+    """The arrays, names and metadata that were read from a file.
 
     Attributes
     ----------
@@ -38,7 +38,7 @@ class ArrayFile:
     scale : float or None
         The number ``logit-scale``; None if the file has none, or it was not asked for.
     metadata : dict of str to str
-        The metadata of a safetensors file; empty of an npz, which has none.
+        The metadata of a safetensors file; empty for an npz, which has none.
     """
 
     arrays: dict[str, npt.NDArray[Any]]

@@ -24,7 +24,7 @@ def check_augment(augment: str) -> None:
     Raises
     ------
     ConfigError
-        When timm lacks the augmentation; gives examples.
+        When timm lacks the augmentation; the message gives examples.
     """
     if augment in ("none", "basic"):
         return

@@ -50,7 +50,7 @@ def check_dataset_name(name: str) -> None:
     Raises
     ------
     ConfigError
-        When the dataset is unknown; gives the nearest name and the choices.
+        When the dataset is unknown; the message gives the nearest name and the choices.
     """
     known = [*BUILT_IN, *TORCHVISION]
     if name.startswith((FOLDER, FEATURES)) and name not in (FOLDER, FEATURES):
@@ -87,7 +87,7 @@ def refuse_data_dir(dataset: str, data_dir: str, where: str = "") -> None:
     Raises
     ------
     ConfigError
-        When ``data_dir`` is given and the dataset does not read it; gives the remedy.
+        When ``data_dir`` is given and the dataset does not read it; the message gives the remedy.
     """
     if not data_dir or reads_data_dir(dataset):
         return
@@ -155,21 +155,21 @@ def classes_of(dataset: str) -> tuple[str, ...] | None:
 
 
 def require_data(dataset: str, data_dir: str, *, download: bool, peers: Sequence[int]) -> None:
-    """Refuse a dataset whose folders are not on this machine, without reading an image.
+    """Refuse a dataset whose folders, or feature file, are not on this machine; no image is read.
 
     Parameters
     ----------
     dataset, data_dir : str
         The run-config's values.
     download : bool
-        Whether a missing dataset of torchvision is fetched, and so not missed here.
+        Whether a missing dataset of torchvision will be downloaded; if so, it is not refused here.
     peers : sequence of int
         The peers whose images are on this machine.
 
     Raises
     ------
     DataError
-        When something is missing; names it, and the peer if each has a folder of its own.
+        When something is missing; the message names it, and the peer if each peer has its own folder or file.
     """
     if dataset in TORCHVISION and not download:
         require_folder(dataset, data_dir)

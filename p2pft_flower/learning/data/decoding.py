@@ -87,7 +87,7 @@ def look_at(file: Path) -> Look:
     Raises
     ------
     DataError
-        When the file cannot be read; names it.
+        When the file cannot be read; the message names it.
     """
     return _naming(file, _look)
 
@@ -103,7 +103,7 @@ def decode(file: Path) -> Image.Image | Samples:
     Raises
     ------
     DataError
-        When the file cannot be read; names it.
+        When the file cannot be read; the message names it.
     """
     return _naming(file, decode_stream)
 

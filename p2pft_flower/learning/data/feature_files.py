@@ -35,7 +35,7 @@ def require_feature_file(path: str) -> Path:
     Raises
     ------
     DataError
-        When there is no such file, or its ending is none of :data:`SUFFIXES`.
+        When there is no such file, or its ending is not one of :data:`SUFFIXES`.
     """
     file = Path(path).expanduser()
     if file.suffix not in SUFFIXES:
@@ -78,7 +78,8 @@ def features(path: str, *, site: bool = False) -> Dataset:
     ------
     DataError
         When the file cannot be read, an array is missing or of another shape or type, a number is not finite
-        (names the row), a label has no class, or, unless ``site``, a class has no training sample.
+        (the message names the row), a label has no class, or, unless ``site``, a class has no training
+        sample.
     """
     file = require_feature_file(path)
     found = read_arrays(file, _ARRAYS, "classes", _WHAT)

@@ -50,7 +50,7 @@ class PeerData:
     test_digest : str
         Digest of the images on which the peer is scored.
     pixel_range : str
-        The sample values that are black and white, as the run-config or the site gives them.
+        The sample values that stand for black and for white, as the run-config or the site gives them.
     """
 
     images: int
@@ -70,24 +70,24 @@ class Holdings:
     n : int
         Number of peers.
     pooled : {"", "uniform", "examples"}
-        The objective of one peer that holds all images (``centralized``); empty: images are not pooled.
+        The objective if one peer holds all images (``centralized``); empty if each peer holds its own.
     peers : sequence of int, optional
         The peers whose images are on this machine, by default all n. The others' images are not read.
     classes : sequence of str, optional
-        Names of the classes if they are known without images: to the coordinator of peers on other
-        machines, or from a tail's metadata.
+        Names of the classes if they are known without reading images. The coordinator gets them from peers on
+        other machines; a tail has them in its metadata.
 
     Attributes
     ----------
     here : tuple of int
         The peers whose images are on this machine.
     unreadable : int
-        Number of images that are left out because they cannot be read, among those looked at so far.
+        Number of images looked at so far that are left out because they cannot be read.
 
     Raises
     ------
     ConfigError
-        When settings of the data do not go together.
+        When two settings of the data contradict each other.
 
     Notes
     -----
@@ -148,14 +148,14 @@ class Holdings:
 
     @cached_property
     def surveys(self) -> dict[int | None, Survey]:
-        """The survey of the images of each peer's own folder, by peer; of a dataset for all peers, by None.
+        """The survey of each peer's own folder of images, by peer; the key None is a dataset for all peers.
 
         Empty for a dataset of features, which has no images.
 
         Raises
         ------
         ConfigError
-            When the black and white samples of some images are unknown; names each peer.
+            When the black and white samples of some images are unknown; the message names each peer.
         """
         if self.dataset.width:
             return {}
@@ -225,14 +225,14 @@ class Holdings:
         file : Path
             The file.
         window : (float, float) or None
-            The values that are black and white in deep samples; None: those that the file declares.
+            The values that stand for black and for white in deep samples; None: those that the file declares.
 
         Raises
         ------
         ConfigError
             When the image's black and white samples are unknown.
         DataError
-            When the file cannot be read; names it.
+            When the file cannot be read; the message names it.
         """
         if file.exists() and not file.is_file():  # reading a pipe would block
             raise DataError(f"{file}: not a readable image (no regular file)")
@@ -389,7 +389,7 @@ class Holdings:
         Raises
         ------
         DataError
-            When an image cannot be read; names it.
+            When an image cannot be read; the message names it.
         """
         if not self.config.stream:  # a stream checks its images itself
             mine = np.unique(np.concatenate([self.partition[p] for p in peers]))

@@ -132,7 +132,7 @@ def _check_same_files(root: Path, classes: Sequence[str], train: Split, test: Sp
     Raises
     ------
     DataError
-        When a file is linked into two classes; names two paths of one such file.
+        When a file is linked into two classes; the message names two paths of one such file.
     """
     first: dict[tuple[int, int], tuple[Path, int, bool]] = {}
     twice, in_both, in_two = [], [], []

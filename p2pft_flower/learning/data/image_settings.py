@@ -179,7 +179,8 @@ def set_image_settings(name: str, model: nn.Module, keys: ImageKeys, origin: str
     Raises
     ------
     ConfigError
-        When mean or deviation does not fit the channels, or pixels of 0..1; names key or ``pretrained_cfg``.
+        When mean or deviation does not fit the channels, or pixels of 0..1; the message names key or
+        ``pretrained_cfg``.
     """
     given = getattr(model, "pretrained_cfg", None)
     cfg: dict[str, Any] = dict(given or {})

@@ -232,7 +232,7 @@ def file_content(file: Path) -> bytes:
     Raises
     ------
     DataError
-        When the file cannot be read; names it.
+        When the file cannot be read; the message names it.
     """
     try:
         return file.read_bytes()

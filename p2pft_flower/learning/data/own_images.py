@@ -34,7 +34,7 @@ def require_image(found: Any, name: str) -> Source:
     Raises
     ------
     NoImageError
-        When ``found`` is no image; describes it and the images that are expected.
+        When ``found`` is no image; the message describes it and the images that are expected.
     """
     if isinstance(found, Image.Image):
         return found

@@ -81,7 +81,7 @@ def check_partition(spec: str, n: int, classes: Sequence[str] | None = None) -> 
     Raises
     ------
     ConfigError
-        When ``spec`` cannot be read or does not fit; gives the choices.
+        When ``spec`` cannot be read or does not fit; the message gives the choices.
     """
     kind, _, argument = spec.partition(":")
     if kind == "classes" and argument:

@@ -45,11 +45,11 @@ class Pixels:
     Attributes
     ----------
     window : (float, float) or None
-        The values that are black and white in all deep samples; None: ``ranges`` gives them.
+        The values that stand for black and for white in all deep samples; None: ``ranges`` gives them.
     ranges : mapping of Form to (float, float)
-        The values that are black and white in deep samples, by their form.
+        The values that stand for black and for white in deep samples, by the samples' form.
     opacities : mapping of Form to (float, float)
-        The values of alpha that are transparent and opaque in deep samples, by their form.
+        The values of alpha that stand for transparent and for opaque in deep samples, by the samples' form.
     """
 
     window: Range | None = None
@@ -83,7 +83,7 @@ class Pixels:
         return _upright(_opaque(source), turned)
 
     def range_of(self, form: Form) -> Range:
-        """Return the values that are black and white in samples of this ``form``.
+        """Return the values that stand for black and for white in samples of this ``form``.
 
         Raises
         ------
@@ -101,7 +101,7 @@ class Pixels:
         )
 
     def opacity_of(self, form: Form) -> Range:
-        """Return the values of alpha that are transparent and opaque in samples of this ``form``.
+        """Return the values of alpha that stand for transparent and for opaque in samples of this ``form``.
 
         Raises
         ------

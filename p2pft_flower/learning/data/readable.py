@@ -58,7 +58,7 @@ def require_readable(split: Split, positions: Sequence[int] | npt.NDArray[np.int
     Raises
     ------
     DataError
-        When an image cannot be read; names the first one and the remedy.
+        When an image cannot be read; the message names the first one and the remedy.
     """
     with closing(each(split.picture, positions, what)) as looked_at:
         for position, found in looked_at:

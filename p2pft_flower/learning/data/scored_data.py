@@ -33,7 +33,7 @@ def require_scored_data(file: Path, dataset: str | None, data_dir: str | None) -
     Raises
     ------
     ConfigError, DataError
-        When the dataset or its module is unknown or missing; names it.
+        When the dataset or its module is unknown or missing; the message names it.
     """
     if dataset is None and data_dir is None:
         return

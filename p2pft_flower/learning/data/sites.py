@@ -66,7 +66,7 @@ _DIFFER = {
 
 
 def load_sites(name: str, peers: Sequence[int]) -> Sites:
-    """Read the folders, or files of features, of ``peers``; no other peer's is looked at.
+    """Read the folders, or files of features, of ``peers``, and of no other peer.
 
     Parameters
     ----------
@@ -79,8 +79,8 @@ def load_sites(name: str, peers: Sequence[int]) -> Sites:
     Raises
     ------
     DataError
-        When one cannot be used (names the peer), or two have different classes (names both lists), or
-        features of different lengths.
+        When a folder or file cannot be used (the message names the peer), or two of them have different
+        classes (the message names both lists) or features of different lengths.
     """
     kind, _, place = name.partition(":")
     read = {"folder": folder, "features": features}[kind]

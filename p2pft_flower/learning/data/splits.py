@@ -206,5 +206,5 @@ class Dataset:
 
     @property
     def width(self) -> int:
-        """D, the numbers of a sample, of a dataset of features; 0 of images."""
+        """D, the length of a sample in a dataset of features; 0 if the samples are images."""
         return 0 if self.train.vectors is None else self.train.vectors.shape[1]

@@ -93,7 +93,7 @@ class ImageStream:
         Raises
         ------
         DataError
-            When the image cannot be read; names it.
+            When the image cannot be read; the message names it.
         """
         return self._split([self._files[position]], self._parts[self._part_of[position]]).picture(0)
 

@@ -146,14 +146,15 @@ def survey(splits: Sequence[Split], window: Range | None, whose: str) -> Survey:
     splits : sequence of Split
         The site's training and test images; unreadable ones are skipped here and reported when they are read.
     window : (float, float) or None
-        The values that are black and white, as the run-config gives them; None: auto.
+        The values that stand for black and for white, as the run-config gives them; None: auto.
     whose : str
         Words for the images' owner in messages, e.g. ``"peer 1's"``.
 
     Raises
     ------
     ConfigError
-        When the black and white samples of some images are unknown; names the values seen and the key.
+        When the black and white samples of some images are unknown; the message names the values seen and the
+        key.
     NoImageError
         When the reader of a dataset of the user's own returned something that is no image.
     """

@@ -62,7 +62,7 @@ def give_arguments(block: nn.Module, arguments: Arguments) -> None:
 
 
 def given_arguments(block: nn.Module) -> dict[str, Any]:
-    """Return what ``block`` is given by name at each call (:func:`give_arguments`), perhaps nothing.
+    """Return the arguments that :func:`give_arguments` gives ``block`` by name; empty if there are none.
 
     timm's models give their blocks everything but the tokens by name.
     """

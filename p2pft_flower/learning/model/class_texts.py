@@ -68,7 +68,7 @@ def check_prompts(prompts: str) -> None:
     Raises
     ------
     ConfigError
-        When it is none of these.
+        When ``prompts`` is none of these.
     """
     if PLACE in prompts or prompts == IMAGENET or Path(prompts).expanduser().is_absolute():
         return
@@ -87,7 +87,8 @@ def read_prompts(prompts: str) -> tuple[str, ...]:
     ConfigError
         When the value is wrong (:func:`check_prompts`), or open_clip is missing, which has ``imagenet80``.
     DataError
-        When the file cannot be read, has no template, or a line without ``{}`` (gives the line's number).
+        When the file cannot be read, has no template, or a line without ``{}`` (the message gives the line's
+        number).
     """
     check_prompts(prompts)
     if PLACE in prompts:
@@ -131,8 +132,8 @@ def read_class_names(path: str, classes: Sequence[str]) -> tuple[str, ...]:
     ConfigError
         When the path is not absolute.
     DataError
-        When the file cannot be read, is no object of texts, lacks a class, or calls two classes alike (names
-        them).
+        When the file cannot be read, is no object of texts, lacks a class, or calls two classes alike (the
+        message names them).
     """
     if not path:
         return tuple(name.replace("_", " ") for name in classes)

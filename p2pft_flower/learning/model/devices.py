@@ -31,7 +31,7 @@ def check_device(setting: str) -> None:
     Raises
     ------
     ConfigError
-        When the device is missing; gives the reason.
+        When the device is missing; the message gives the reason.
     """
     system, why = platform.system(), ""
     if setting == "mps" and system != "Darwin":

@@ -111,7 +111,7 @@ def head_of(state: Mapping[str, torch.Tensor]) -> FeatureHead:
     Raises
     ------
     KeyError, RuntimeError
-        When it is the state of no head that is made here.
+        When ``state`` is not the state dict of a head that this module makes.
     """
     if "head.scale" in state:
         head: nn.Module = CosineHead(state["head.weight"], float(state["head.scale"]))

@@ -72,7 +72,7 @@ def _windows(name: str, model: Any, size: int) -> tuple[int, ...]:
     Raises
     ------
     ConfigError
-        When the windows do not divide the size; gives sizes that fit.
+        When the windows do not divide the size; the message gives sizes that fit.
     """
     grid = model.patch_embed.grid_size[0]
     patch = model.patch_embed.img_size[0] // grid

@@ -47,7 +47,7 @@ def is_jax_archive(file: Path) -> bool:
 
 
 def load_archive(name: str, model: Any, file: Path, label: str) -> str:
-    """Load an archive into a model of timm.
+    """Load an archive of NumPy arrays (``.npz``, as Google published its ViTs) into a model of timm.
 
     Parameters
     ----------
@@ -63,14 +63,16 @@ def load_archive(name: str, model: Any, file: Path, label: str) -> str:
     Returns
     -------
     str
-        One line on the model's tensors and on the arrays that are left.
+        A line that says how many tensors were set, whether some were resampled, and which arrays were not
+        used.
 
     Raises
     ------
     UnreadableError
-        When the archive cannot be read, or the model has no reader of archives.
+        When the archive cannot be read, or timm cannot read archives for this model.
     DataError
-        When a tensor of the model or an array has no counterpart, or an array is not finite.
+        When a tensor of the model has no array, an array has no tensor or would be used in part only, an
+        array has NaN or infinity, or the archive has two copies of the model.
     """
     if not hasattr(model, "load_pretrained") or not hasattr(model, "patch_embed"):
         raise UnreadableError("it is an archive of NumPy arrays, which timm reads into ViTs only")

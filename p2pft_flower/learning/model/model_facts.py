@@ -142,7 +142,7 @@ def require_class_texts(config: LearningConfig, classes: Sequence[str], width: i
     Raises
     ------
     ConfigError, DataError
-        When a class has no name or no embedding, or a file cannot be used; names it.
+        When a class has no name or no embedding, or a file cannot be used; the message names it.
     """
     if config.text_embeddings:
         read_text_embeddings(config.text_embeddings, classes, width)

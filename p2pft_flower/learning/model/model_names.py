@@ -46,7 +46,8 @@ def check_model_name(name: str) -> None:
     Raises
     ------
     ConfigError
-        When the model is unknown (gives the nearest names), cannot be cut, or has no weights of the tag.
+        When the model is unknown (the message gives the nearest names), cannot be cut, or has no weights of
+        the tag.
     """
     if name in EMBEDDED or is_reference(name):
         return

@@ -67,7 +67,7 @@ def check_sizes(model: str, tune: str, image_size: int) -> None:
     Raises
     ------
     ConfigError
-        When a value does not fit; gives the values that do.
+        When a value does not fit; the message gives the values that do.
     """
     kind, number, blocks = read_tune(tune)
     if kind in ("prompt", "prompt-deep"):
@@ -92,7 +92,7 @@ def check_tune_number(what: str, value: int, most: int) -> None:
     Raises
     ------
     ConfigError
-        When ``value`` is not in 1 to ``most``; gives both bounds.
+        When ``value`` is not in 1 to ``most``; the message gives both bounds.
     """
     if not 1 <= value <= most:
         raise ConfigError(f"tune = {what}: {value} is not in 1..{most}")
@@ -104,7 +104,7 @@ def check_blocks(number: int, blocks: int) -> None:
     Raises
     ------
     ConfigError
-        When ``number`` is not in 1 to ``blocks``; gives both bounds.
+        When ``number`` is not in 1 to ``blocks``; the message gives both bounds.
     """
     if not 1 <= number <= blocks:
         raise ConfigError(
@@ -127,7 +127,7 @@ def check_patches(name: str, size: int, patch: Sequence[int]) -> None:
     Raises
     ------
     ConfigError
-        When ``size`` is such a size; gives sizes that fit.
+        When ``size`` is such a size; the message gives sizes that fit.
     """
     side = max(patch)
     begin = f"image-size = {size}: the patches of {name} are {' × '.join(map(str, patch))} pixels, so"

@@ -67,7 +67,8 @@ def create_model(
     Raises
     ------
     ConfigError
-        When the model is unknown, has another structure, or cannot see such images.
+        When the model is unknown, has a structure that is not supported, or cannot take images of this size
+        or these channels.
     DataError
         When the weights are missing or do not fit, or timm cannot build the model.
     """
@@ -117,9 +118,9 @@ def create_image_tower(name: str, weights: str, seed: int, images: ImageKeys | N
     Raises
     ------
     ConfigError
-        When the model is no tower with texts, and as :func:`create_model`.
+        When the model is no tower with texts, and in the cases of :func:`create_model`.
     DataError
-        As :func:`create_model`.
+        In the cases of :func:`create_model`.
     """
     check_model_name(name)
     check_weights(name, weights, here=True)
@@ -174,12 +175,14 @@ def _warn_of_random(name: str, *, pretrained: bool) -> None:
 def bare_model(name: str, num_classes: int, images: ImageKeys | None = None) -> nn.Module:
     """Build a model with random weights, into which a whole state dict is to be loaded.
 
-    The parameters are those of :func:`create_model`. The model is frozen, in eval mode.
+    ``name``, ``num_classes`` and ``images`` are as in :func:`create_model`. The model is frozen, in eval
+    mode.
 
     Raises
     ------
     ConfigError
-        When the model is unknown, has another structure, or cannot see such images.
+        When the model is unknown, has a structure that is not supported, or cannot take images of this size
+        or these channels.
     DataError
         When timm cannot build the model.
     """
@@ -217,7 +220,8 @@ def _check_input_size(name: str, model: nn.Module) -> None:
     Raises
     ------
     ConfigError
-        When ``input_size`` fits no pictures (gives the value), or ``pretrained_cfg`` is no dictionary.
+        When ``input_size`` fits no pictures (the message gives the value), or ``pretrained_cfg`` is no
+        dictionary.
     """
     given = getattr(model, "pretrained_cfg", None) or {}
     try:
@@ -369,7 +373,7 @@ def _check_settings(name: str, model: nn.Module) -> None:
     Raises
     ------
     ConfigError
-        When a setting is wrong; names the setting, its value, and the right values.
+        When a setting is wrong; the message names the setting, its value, and the right values.
     """
     cfg = resolve_data_config({}, model=model)
     kinds = [kind for kind in CHOICES["interpolation"] if kind]

@@ -48,7 +48,7 @@ def check_own_forward(name: str, model: nn.Module, tune: str, seed: int, device:
     Raises
     ------
     ConfigError
-        When the answers differ; gives the difference, and how a model must be built.
+        When the answers differ; the message gives the difference, and how a model must be built.
     """
     tuned = tune_model(model, tune, seed)
     generator = torch.Generator().manual_seed(0)

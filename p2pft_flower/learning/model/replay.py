@@ -26,7 +26,7 @@ __all__ = ["Given", "Recording", "enter", "record", "stop_at", "stopped"]
 
 
 class Recording(NamedTuple):
-    """What was seen until a forward pass reached a module, the cut.
+    """The record of a forward pass until it reached a module, the cut.
 
     Attributes
     ----------
@@ -88,15 +88,15 @@ class _Stop(nn.Module):
 
 
 def record(model: nn.Module, cut: str) -> Recording:
-    """Return what is seen until the model's ``forward_features`` reaches the module ``cut``.
+    """Return the record of the model's ``forward_features`` until it reaches the module ``cut``.
 
-    One image and two others pass the model: what differs between them depends on the image.
+    One image and then two others pass the model: a value that differs between them depends on the image.
 
     Raises
     ------
     ConfigError
-        When the parts before the cut give something that depends on the image and has no row an image, or
-        give it in a tuple, or a part runs twice before the cut.
+        When a part before the cut returns a value that depends on the image but has no row for each image, or
+        returns such a value in a tuple, or when a part runs twice before the cut.
     """
     size = image_settings(model).input_size
     (inputs, names, past), (inputs2, _, past2) = (
@@ -276,7 +276,7 @@ class Given(_Constants):
         self.input_size = recording.input_size
 
     def features(self, model: nn.Module, tensors: tuple[torch.Tensor, ...]) -> torch.Tensor:
-        """Return what the model's ``forward_features`` makes of the cut's inputs, each (N, …)."""
+        """Return the output of the model's ``forward_features`` for these inputs of the cut, each (N, …)."""
         first = tensors[0]
         images = first.new_zeros((1, *self.input_size)).expand(len(first), *self.input_size)
         self.entered.tensors = tensors

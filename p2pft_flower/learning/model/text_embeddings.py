@@ -87,7 +87,7 @@ def write_text_embeddings(
     tower : str
         The text tower's digest.
     texts : ClassTexts
-        What the tower was told.
+        The texts that the tower has embedded.
 
     Raises
     ------
@@ -148,8 +148,9 @@ def read_text_embeddings(path: str, classes: Sequence[str], width: int) -> TextR
     Raises
     ------
     ConfigError, DataError
-        When the file cannot be read or was changed after it was made, a class is missing there (names it),
-        the embeddings have another length than the features, or a number is not finite, or a row is 0.
+        When the file cannot be read or was changed after it was made, a class is missing there (the message
+        names it), the embeddings have another length than the features, or a number is not finite, or a row
+        is 0.
     """
     file = require_embeddings_file(path)
     held = read_arrays(file, ("embeddings", SCALE), "names", "file of text embeddings")

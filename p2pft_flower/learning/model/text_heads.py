@@ -53,7 +53,7 @@ def text_classifier(
     Raises
     ------
     ConfigError, DataError
-        As :func:`text_rows`, and :class:`PromptHead`.
+        When :func:`text_rows` or :class:`PromptHead` raises it.
     """
     kind, number, _ = read_tune(config.tune)
     if not kind.startswith("text-prompt"):

@@ -59,7 +59,7 @@ class TextTower(nn.Module):
 
     @property
     def width(self) -> int:
-        """D, the numbers of an embedding."""
+        """D, the length of an embedding."""
         return int(self.embed([""]).shape[1])
 
     @property
@@ -109,7 +109,7 @@ class TextTower(nn.Module):
         Raises
         ------
         ConfigError
-            When the tower is none of open_clip's own kind.
+            When the tower is not of open_clip's own kind.
         """
         found = getattr(self.model, "token_embedding", None)
         if found is None:
@@ -131,7 +131,7 @@ def load_tower(name: str) -> TextTower:
     ConfigError
         When the name is wrong, or open_clip is missing.
     DataError
-        When open_clip cannot load it; gives open_clip's reason.
+        When open_clip cannot load it; the message gives open_clip's reason.
     """
     check_tower_name(name)
     require_tower_here(name)

@@ -47,7 +47,7 @@ def require_open_clip(key: str) -> None:
     Raises
     ------
     ConfigError
-        When it is not installed; says how to install it, and how to do without.
+        When open_clip is not installed; the message says how to install it, and how to do without.
     """
     if importlib.util.find_spec("open_clip") is None:
         raise ConfigError(
@@ -63,7 +63,7 @@ def check_tower_name(name: str) -> None:
     Raises
     ------
     ConfigError
-        When it has another form, or a folder's path is not absolute.
+        When ``name`` has another form, or a folder's path is not absolute.
     """
     folder = tower_folder(name)
     if folder is not None:
@@ -88,8 +88,8 @@ def check_tower_model(model: str) -> None:
     Raises
     ------
     ConfigError
-        When it is the embedded model without texts, one of the user's own, or a model of timm without any of
-        :data:`TOWERS` in its name.
+        When ``model`` is the embedded model without texts, a model of the user's own, or a model of timm
+        without any of :data:`TOWERS` in its name.
     """
     own = model.partition(".")[0] not in timm_names().modules and registered_here(model.partition(".")[0])
     if model == GLYPH_CLIP or own:

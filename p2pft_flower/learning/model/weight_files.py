@@ -40,7 +40,7 @@ def read_tensors(file: Path) -> dict[str, torch.Tensor]:
     Raises
     ------
     UnreadableError
-        When the file is of another kind, damaged, or without usable tensors; says which.
+        When the file is of another kind, damaged, or without usable tensors; the message says which.
     """
     begin, size = look_at_weights(file)
     if begin[HEADER : HEADER + 1] == b"{":

@@ -40,7 +40,7 @@ def look_at_weights(file: Path) -> tuple[bytes, int]:
     Raises
     ------
     UnreadableError
-        When the file is of another kind, a folder, empty, or cannot be read; says which.
+        When the file is of another kind, a folder, empty, or cannot be read; the message says which.
     """
     if file.is_dir():
         inside = ", ".join(sorted(p.name for p in file.iterdir())[:8]) or "nothing"
@@ -67,7 +67,7 @@ def _refuse_other_kinds(begin: bytes, size: int) -> None:
     Raises
     ------
     UnreadableError
-        When they show that; says of which kind the file is.
+        When they show that; the message says of which kind the file is.
     """
     if size == 0:
         raise UnreadableError("it is empty (0 bytes): was a download or a copy cut off?")

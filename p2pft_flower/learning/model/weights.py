@@ -61,8 +61,8 @@ def load_weights(name: str, model: Any, file: Path | None, outputs: int = 0, **s
     Raises
     ------
     DataError
-        When the source cannot be read, or a tensor of the model or of the source has no counterpart;
-        describes the source and its missing and extra tensors.
+        When the source cannot be read, or a tensor of the model or of the source has no counterpart; the
+        message describes the source and its missing and extra tensors.
     """
     if file is not None:
         label = f"weights = {str(file)!r}"

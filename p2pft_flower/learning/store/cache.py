@@ -69,6 +69,9 @@ class StoreRecord:
         Time of the last use, in seconds since the epoch.
     in_use : bool
         Whether a process has the store open.
+    dtypes : tuple of str
+        The types of the numbers in a row, each once; empty if ``meta.json`` cannot be read. The trunk may
+        have been run in another type (``about["trunk-dtype"]``).
     """
 
     folder: Path
@@ -77,6 +80,7 @@ class StoreRecord:
     bytes: int
     last_used: float
     in_use: bool
+    dtypes: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -117,7 +121,9 @@ def stores() -> list[StoreRecord]:
 def _record(in_use: Path) -> StoreRecord:
     folder = in_use.parent
     sizes = {file.name: file.stat().st_size for file in folder.iterdir() if file.is_file()}
-    about = (read_meta(folder / META) or {}).get("about")
+    meta = read_meta(folder / META) or {}
+    about, fields = meta.get("about"), meta.get("fields")
+    rows = [field for field in fields if isinstance(field, dict)] if isinstance(fields, list) else []
     descriptor = os.open(in_use, os.O_RDONLY | os.O_NONBLOCK)
     try:
         free = try_lock(descriptor, fcntl.LOCK_EX)
@@ -130,6 +136,7 @@ def _record(in_use: Path) -> StoreRecord:
         bytes=sum(sizes.values()),
         last_used=in_use.stat().st_mtime,
         in_use=not free,
+        dtypes=tuple(dict.fromkeys(str(field.get("dtype")) for field in rows)),
     )
 
 

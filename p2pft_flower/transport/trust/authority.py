@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import ipaddress
-import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import timedelta
 from pathlib import Path
+from typing import NamedTuple
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -19,9 +18,9 @@ from p2pft_flower.transport.trust import certificates
 from p2pft_flower.transport.trust.certificates import (
     CA_FILE,
     CA_KEY_FILE,
+    CRL_FILE,
     FEDERATION,
     KEY_FILE,
-    OWN_NAMES,
     PEER_FILE,
     CertificateFacts,
     Holder,
@@ -29,14 +28,63 @@ from p2pft_flower.transport.trust.certificates import (
     facts_in,
     is_issued_by,
     read_certificates,
+    serial_text,
     target_name,
 )
+from p2pft_flower.transport.trust.files import (
+    CURVE,
+    general_name,
+    key_pem,
+    pem,
+    refuse_to_overwrite,
+    write_files,
+)
+from p2pft_flower.transport.trust.requests import read_request
+from p2pft_flower.transport.trust.revocation import RevokedList, generation_of, newest, read_lists
 
-__all__ = ["create_authority", "issue", "renew"]
+__all__ = ["Authority", "create_authority", "issue", "issued_to", "load_authority", "renew", "sign_request"]
 
-_CURVE = ec.SECP256R1()
+ISSUED_FOLDER = "issued"
+"""The folder, in the authority's, of copies of all certificates that it has issued."""
+
 _CLOCKS = timedelta(minutes=5)
 """Time by which a peer's clock may be behind the authority's: the peer still accepts a new certificate."""
+
+
+class Authority(NamedTuple):
+    """An authority's folder, as it was read.
+
+    Attributes
+    ----------
+    folder : Path
+        The folder.
+    roots : list of cryptography.x509.Certificate
+        All certificates of its ``ca.pem``.
+    root : cryptography.x509.Certificate
+        The one to which ``ca.key`` belongs.
+    key : EllipticCurvePrivateKey
+        That key.
+    """
+
+    folder: Path
+    roots: list[x509.Certificate]
+    root: x509.Certificate
+    key: ec.EllipticCurvePrivateKey
+
+    @property
+    def federation(self) -> str:
+        """The federation's name."""
+        return facts_in(self.root, self.folder / CA_FILE).identity.federation
+
+    def generation(self, holder: Identity) -> int:
+        """Return the generation of the certificates that a holder gets now.
+
+        Raises
+        ------
+        ConfigError
+            When the authority's ``crl.pem`` cannot be read, or is not its own.
+        """
+        return generation_of(read_lists(self.folder / CRL_FILE, [self.root]), holder)
 
 
 def create_authority(folder: Path, federation: str, days: float = 3650) -> CertificateFacts:
@@ -60,9 +108,9 @@ def create_authority(folder: Path, federation: str, days: float = 3650) -> Certi
         raise ConfigError(
             f"federation {federation!r}: use lower-case letters, digits and hyphens inside, at most 40"
         )
-    key = ec.generate_private_key(_CURVE)
+    key = ec.generate_private_key(CURVE)
     certificate = (
-        _builder(Identity(federation, "authority"), (), key, days)
+        _builder(Identity(federation, "authority"), (), key.public_key(), days)
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         .add_extension(_key_usage(authority=True), critical=True)
         # A site that trusts several authorities must not have to fear that one speaks for another's
@@ -75,8 +123,8 @@ def create_authority(folder: Path, federation: str, days: float = 3650) -> Certi
         )
         .sign(key, hashes.SHA256())
     )
-    _refuse_to_overwrite(folder)
-    _write(folder, {CA_FILE: _pem(certificate), CA_KEY_FILE: _key_pem(key)})
+    refuse_to_overwrite(folder)
+    write_files(folder, {CA_FILE: pem(certificate), CA_KEY_FILE: key_pem(key)})
     return CertificateFacts.of(certificate)
 
 
@@ -108,12 +156,43 @@ def issue(
         When the authority cannot be read, or a value cannot be used, or a file is there already or cannot
         be written.
     """
-    if holder != "coordinator" and not 0 <= holder < 10**9:
-        raise ConfigError(f"peer {holder}: peers are numbered from 0")
-    _refuse_to_overwrite(folder)
-    roots, root, root_key = _load_authority(authority)
-    identity = Identity(facts_in(root, authority / CA_FILE).identity.federation, holder)
-    return _sign_and_write(folder, roots, root, root_key, identity, addresses, days)
+    refuse_to_overwrite(folder)
+    own = load_authority(authority)
+    identity = identity_of(own.federation, holder)
+    names = [general_name(address) for address in dict.fromkeys(addresses)]
+    return _sign_and_write(own, folder, own.roots, identity, names, days, own.generation(identity))
+
+
+def sign_request(
+    authority: Path, folder: Path, holder: Holder, request: Path, days: float = 365
+) -> CertificateFacts:
+    """Certify the key of a holder's own request: ``ca.pem`` and ``peer.pem`` in ``folder``, no key.
+
+    Parameters
+    ----------
+    authority : Path
+        The authority's folder.
+    folder : Path
+        A folder for the two files, made if it is missing; must not hold certificates yet.
+    holder : int or str
+        The holder from whom the request is known to have come: a peer, or ``coordinator``.
+    request : Path
+        The request: ``peer.csr`` of `requests.make_request`. Its names become the certificate's.
+    days : float
+        Days for which the certificate is valid.
+
+    Raises
+    ------
+    ConfigError
+        When the authority or the request cannot be read, the request is for another holder or federation,
+        is not signed with its own key, or its key is not of the kind that these certificates have; or a file
+        is there already or cannot be written.
+    """
+    refuse_to_overwrite(folder)
+    own = load_authority(authority)
+    identity = identity_of(own.federation, holder)
+    key, names = read_request(request, identity)
+    return _sign_and_write(own, folder, own.roots, identity, names, days, own.generation(identity), key)
 
 
 def renew(authority: Path, folder: Path, days: float = 365, previous: Path | None = None) -> CertificateFacts:
@@ -143,17 +222,16 @@ def renew(authority: Path, folder: Path, days: float = 365, previous: Path | Non
         When authority or folder cannot be read or written, or they are of different federations, or the old
         certificate was not issued by ``authority`` or ``previous``.
     """
-    roots, root, root_key = _load_authority(authority)
+    own = load_authority(authority)
     certificate = read_certificates(folder / PEER_FILE)[0]
     old = facts_in(certificate, folder / PEER_FILE)
-    federation = CertificateFacts.of(root).identity.federation
-    if old.identity.holder == "authority" or old.identity.federation != federation:
+    if old.identity.holder == "authority" or old.identity.federation != own.federation:
         raise ConfigError(
             f"{folder / PEER_FILE} is for {old.identity}, but {authority} is the authority of federation "
-            f"{federation!r}: renew with the authority of the same federation"
+            f"{own.federation!r}: renew with the authority of the same federation"
         )
-    vouching = roots if previous is None else [*roots, *read_certificates(previous)]
-    if not any(is_issued_by(certificate, own) for own in vouching):
+    vouching = own.roots if previous is None else [*own.roots, *read_certificates(previous)]
+    if not any(is_issued_by(certificate, root) for root in vouching):
         files = str(authority / CA_FILE) if previous is None else f"{authority / CA_FILE} or {previous}"
         raise ConfigError(
             f"{folder / PEER_FILE} says {old.identity}, but was not issued by an authority in {files}: if "
@@ -161,10 +239,34 @@ def renew(authority: Path, folder: Path, days: float = 365, previous: Path | Non
             "peer's folder; otherwise issue a new certificate to whom you know to be that peer"
         )
     kept = [c for c in read_certificates(folder / CA_FILE) if c.not_valid_after_utc > certificates.utc_now()]
-    trusted = dict.fromkeys([*kept, *roots])
+    trusted = list(dict.fromkeys([*kept, *own.roots]))
     if (folder / CA_KEY_FILE).exists():
         raise ConfigError(f"{folder / CA_KEY_FILE}: an authority's key has no place beside a peer's; move it")
-    return _sign_and_write(folder, trusted, root, root_key, old.identity, old.names, days)
+    names = [general_name(address) for address in old.names]
+    # Another authority's list may have revoked certificates of the holder, of which this one knows nothing.
+    generation = max(own.generation(old.identity), old.generation)
+    there = read_lists(folder / CRL_FILE, [*own.roots, *read_certificates(folder / CA_FILE)])
+    return _sign_and_write(own, folder, trusted, old.identity, names, days, generation, others=there)
+
+
+def identity_of(federation: str, holder: Holder) -> Identity:
+    """Return the identity of a holder in a federation; raise ConfigError if there can be no such peer."""
+    if holder != "coordinator" and not 0 <= holder < 10**9:
+        raise ConfigError(f"peer {holder}: peers are numbered from 0")
+    return Identity(federation, holder)
+
+
+def issued_to(authority: Path, holder: Identity) -> list[x509.Certificate]:
+    """Return the certificates that an authority has issued to a holder, as far as it has copies of them.
+
+    Raises
+    ------
+    ConfigError
+        When a copy cannot be read.
+    """
+    files = sorted((authority / ISSUED_FOLDER).glob("*.pem"))
+    found = [(certificate, file) for file in files for certificate in read_certificates(file)]
+    return [certificate for certificate, file in found if facts_in(certificate, file).identity == holder]
 
 
 def _key_usage(*, authority: bool) -> x509.KeyUsage:
@@ -184,7 +286,7 @@ def _key_usage(*, authority: bool) -> x509.KeyUsage:
 def _builder(
     identity: Identity,
     names: Iterable[x509.GeneralName],
-    key: ec.EllipticCurvePrivateKey,
+    key: ec.EllipticCurvePublicKey,
     days: float,
     root: x509.Certificate | None = None,
 ) -> x509.CertificateBuilder:
@@ -205,67 +307,76 @@ def _builder(
         x509.CertificateBuilder()
         .subject_name(subject)
         .issuer_name(subject if root is None else root.subject)
-        .public_key(key.public_key())
+        .public_key(key)
         .serial_number(x509.random_serial_number())
         .not_valid_before(begin - _CLOCKS)
         .not_valid_after(end if root is None else min(end, root.not_valid_after_utc))
         .add_extension(x509.SubjectAlternativeName([uri, *names]), critical=False)
-        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
     )
 
 
 def _sign_and_write(
+    own: Authority,
     folder: Path,
-    trusted: Iterable[x509.Certificate],
-    root: x509.Certificate,
-    root_key: ec.EllipticCurvePrivateKey,
+    trusted: Sequence[x509.Certificate],
     identity: Identity,
-    addresses: Iterable[str],
+    names: Sequence[x509.GeneralName],
     days: float,
+    generation: int,
+    key: ec.EllipticCurvePublicKey | None = None,
+    others: Sequence[RevokedList] = (),
 ) -> CertificateFacts:
-    """Write a new key and certificate for ``identity`` to ``folder``, with the authorities in ``trusted``."""
-    own_name = x509.DNSName(target_name(identity.federation, identity.holder))
-    names = (own_name, *(_general_name(address) for address in dict.fromkeys(addresses)))
+    """Write a new certificate for ``identity`` to ``folder``, and a new key unless a public one is given.
+
+    With it go the authorities in ``trusted``, and the lists of revoked certificates: the authority's own, and
+    ``others`` of theirs. The authority keeps a copy of the certificate.
+    """
+    made = ec.generate_private_key(CURVE)
+    certificate = _certify(own, identity, names, days, generation, key or made.public_key())
+    facts = CertificateFacts.of(certificate)
+    lists = newest([*read_lists(own.folder / CRL_FILE, [own.root]), *others], trusted)
+    revoked = {CRL_FILE: b"".join(one.pem for one in lists)} if lists else {}
+    copy = f"{identity.name.replace(' ', '-')}-{serial_text(facts.serial)}.pem"
+    write_files(own.folder / ISSUED_FOLDER, {copy: pem(certificate)})
+    keys = {KEY_FILE: key_pem(made)} if key is None else {}
+    write_files(
+        folder, {CA_FILE: b"".join(map(pem, trusted)), **revoked, PEER_FILE: pem(certificate), **keys}
+    )
+    return facts
+
+
+def _certify(
+    own: Authority,
+    identity: Identity,
+    names: Sequence[x509.GeneralName],
+    days: float,
+    generation: int,
+    key: ec.EllipticCurvePublicKey,
+) -> x509.Certificate:
+    proving = [target_name(identity.federation, identity.holder, g) for g in range(generation + 1)]
     uses = [ExtendedKeyUsageOID.CLIENT_AUTH, ExtendedKeyUsageOID.SERVER_AUTH]
-    issuer_key = root.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
-    key = ec.generate_private_key(_CURVE)
-    certificate = (
-        _builder(identity, names, key, days, root)
+    issuer_key = own.root.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
+    return (
+        _builder(identity, [*map(x509.DNSName, proving), *names], key, days, own.root)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(_key_usage(authority=False), critical=True)
         .add_extension(x509.ExtendedKeyUsage(uses), critical=False)
         .add_extension(
             x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(issuer_key), critical=False
         )
-        .sign(root_key, hashes.SHA256())
+        .sign(own.key, hashes.SHA256())
     )
-    authorities = b"".join(map(_pem, trusted))
-    _write(folder, {CA_FILE: authorities, PEER_FILE: _pem(certificate), KEY_FILE: _key_pem(key)})
-    return CertificateFacts.of(certificate)
 
 
-def _general_name(address: str) -> x509.GeneralName:
-    try:
-        return x509.IPAddress(ipaddress.ip_address(address.strip("[]")))
-    except ValueError:
-        pass
-    label = r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
-    name = address.removesuffix(".")
-    if len(address) > 253 or not re.fullmatch(rf"{label}(?:\.{label})*", name):
-        raise ConfigError(f"address {address!r} is neither a host name nor an IP address (without a port)")
-    name = name.lower()
-    if f".{name}".endswith(OWN_NAMES):
-        raise ConfigError(
-            f"address {address!r} ends in {OWN_NAMES}: such a name proves which peer its bearer is, and is "
-            "given by --peer alone; leave it out, or issue the certificate anew if it is in one already"
-        )
-    return x509.DNSName(name)
+def load_authority(folder: Path) -> Authority:
+    """Read an authority's folder.
 
-
-def _load_authority(
-    folder: Path,
-) -> tuple[list[x509.Certificate], x509.Certificate, ec.EllipticCurvePrivateKey]:
-    """Return all certificates of ca.pem, the certificate to which ca.key belongs, and that key."""
+    Raises
+    ------
+    ConfigError
+        When it cannot be read, is none of an authority, or the authority has expired.
+    """
     roots = read_certificates(folder / CA_FILE)
     file = folder / CA_KEY_FILE
     try:
@@ -287,47 +398,4 @@ def _load_authority(
             f"{folder / CA_FILE} expired on {own[0].not_valid_after_utc:%Y-%m-%d}: make a new authority with "
             "'p2pft certs init' and renew every peer's certificate with it"
         )
-    return roots, own[0], key
-
-
-def _pem(certificate: x509.Certificate) -> bytes:
-    return certificate.public_bytes(serialization.Encoding.PEM)
-
-
-def _key_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
-    return key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
-
-
-def _refuse_to_overwrite(folder: Path) -> None:
-    for name in (CA_FILE, CA_KEY_FILE, PEER_FILE, KEY_FILE):
-        if os.path.lexists(folder / name):
-            raise ConfigError(
-                f"{folder / name} is there already and is not overwritten: choose another folder, or replace "
-                "a peer's certificate with 'p2pft certs renew'"
-            )
-
-
-def _write(folder: Path, contents: dict[str, bytes]) -> None:
-    """Write files (0600) into ``folder``, made (0700) if missing; each appears whole or not at all."""
-    written: list[tuple[Path, Path]] = []
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        try:
-            for name, content in contents.items():
-                part = folder / f".{name}.{os.getpid()}"
-                written.append((part, folder / name))
-                with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as stream:
-                    stream.write(content)
-                    stream.flush()
-                    os.fsync(stream.fileno())
-            for part, file in written:
-                part.replace(file)
-        finally:
-            for part, _ in written:
-                part.unlink(missing_ok=True)
-    except OSError as error:
-        raise ConfigError(
-            f"{error.filename or folder} cannot be written: {error.strerror or error}"
-        ) from error
+    return Authority(folder, roots, own[0], key)

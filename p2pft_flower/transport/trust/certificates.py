@@ -8,6 +8,13 @@ process that answers proves to be peer i of this federation. The coordinator's h
 one call of the coordinator, the stop of a run, and send it their progress. The coordinator's folder has the
 same files as a peer's.
 
+All may hold ``crl.pem``, the list of revoked certificates
+(:mod:`~p2pft_flower.transport.trust.revocation`). A certificate has a *generation*: 0 for the first
+certificates of a holder, g for those that were issued after its g-th revocation. These have the DNS names
+``r1.peer-<i>.…`` to ``r<g>.peer-<i>.…`` beside the one above. So a client, whose gRPC can ask for a name and
+cannot look at a list, asks for the name of the generation after the last revocation, which no earlier
+certificate has.
+
 :mod:`~p2pft_flower.transport.trust.authority` makes certificates.
 """
 
@@ -29,6 +36,7 @@ from p2pft_flower.errors import ConfigError
 __all__ = [
     "CA_FILE",
     "CA_KEY_FILE",
+    "CRL_FILE",
     "FEDERATION",
     "KEY_FILE",
     "OWN_NAMES",
@@ -37,10 +45,12 @@ __all__ = [
     "Holder",
     "Identity",
     "facts_in",
-    "identity_of",
+    "facts_of",
+    "identity_from",
     "is_issued_by",
     "read_certificate",
     "read_certificates",
+    "serial_text",
     "target_name",
     "utc_now",
 ]
@@ -50,11 +60,13 @@ Holder = int | Literal["coordinator"]
 
 CA_FILE, CA_KEY_FILE = "ca.pem", "ca.key"
 PEER_FILE, KEY_FILE = "peer.pem", "peer.key"
+CRL_FILE = "crl.pem"
 
 OWN_NAMES = ".p2pft.internal"
 """End of the DNS names that stand for peers; a process with such a name is that peer to all others."""
 
 FEDERATION = r"[a-z0-9](?:[a-z0-9-]{0,38}[a-z0-9])?"
+_GENERATION = r"r([1-9]\d{0,5})\."
 _URI = re.compile(rf"p2pft://({FEDERATION})/(?:(authority|coordinator)|peer/(0|[1-9]\d{{0,8}}))")
 
 
@@ -108,6 +120,10 @@ class CertificateFacts:
         Begin and end of the certificate's validity, UTC.
     fingerprint : str
         SHA-256 of the certificate, in hexadecimal.
+    serial : int
+        The number that its authority gave to it alone.
+    generation : int
+        The number of its holder's revocations before it was issued.
     """
 
     identity: Identity
@@ -115,30 +131,31 @@ class CertificateFacts:
     not_before: datetime
     not_after: datetime
     fingerprint: str
+    serial: int
+    generation: int
 
     @classmethod
     def of(cls, certificate: x509.Certificate) -> CertificateFacts:
-        """Return the content of ``certificate``.
+        """Return the facts in ``certificate``.
 
         Raises
         ------
         ValueError
-            When ``certificate`` is not one of a federation.
+            When ``certificate`` does not name exactly one federation and holder.
         """
         try:
             names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
         except x509.ExtensionNotFound as error:
             raise ValueError("it has no names (subjectAltName)") from error
-        found = [_URI.fullmatch(uri) for uri in names.get_values_for_type(x509.UniformResourceIdentifier)]
-        if len(found) != 1 or found[0] is None:
+        uris = names.get_values_for_type(x509.UniformResourceIdentifier)
+        identity = identity_from(uris[0]) if len(uris) == 1 else None
+        if identity is None:
             raise ValueError("it names no federation and peer (URI p2pft://FEDERATION/peer/NUMBER)")
-        federation, role, number = found[0].groups()
-        if number is not None:
-            identity = Identity(federation, int(number))
-        else:
-            identity = Identity(federation, "coordinator" if role == "coordinator" else "authority")
-        own = target_name(federation, identity.holder)
-        hosts = (name for name in names.get_values_for_type(x509.DNSName) if name != own)
+        own = target_name(identity.federation, identity.holder)
+        since = re.compile(_GENERATION + re.escape(own))
+        known = names.get_values_for_type(x509.DNSName)
+        hosts = [name for name in known if name != own and not since.fullmatch(name)]
+        generations = [int(found[1]) for name in known if (found := since.fullmatch(name))]
         addresses = (str(address) for address in names.get_values_for_type(x509.IPAddress))
         return cls(
             identity=identity,
@@ -146,25 +163,43 @@ class CertificateFacts:
             not_before=certificate.not_valid_before_utc,
             not_after=certificate.not_valid_after_utc,
             fingerprint=certificate.fingerprint(hashes.SHA256()).hex(),
+            serial=certificate.serial_number,
+            generation=max(generations, default=0),
         )
 
 
-def target_name(federation: str, holder: Holder | Literal["authority"]) -> str:
-    """Return the DNS name that stands for a holder in certificates; it resolves nowhere."""
+def target_name(federation: str, holder: Holder | Literal["authority"], generation: int = 0) -> str:
+    """Return the DNS name that stands for a holder in certificates of a generation; it resolves nowhere."""
     who = f"peer-{holder}" if isinstance(holder, int) else holder
-    return f"{who}.{federation}{OWN_NAMES}"
+    since = f"r{generation}." if generation else ""
+    return f"{since}{who}.{federation}{OWN_NAMES}"
+
+
+def identity_from(uri: str) -> Identity | None:
+    """Return the holder that a certificate's URI names; None if it names none."""
+    if (found := _URI.fullmatch(uri)) is None:
+        return None
+    federation, role, number = found.groups()
+    if number is not None:
+        return Identity(federation, int(number))
+    return Identity(federation, "coordinator" if role == "coordinator" else "authority")
+
+
+def serial_text(serial: int) -> str:
+    """Return a certificate's serial number as people and other programs write it, in hexadecimal."""
+    return f"{serial:X}"
 
 
 @lru_cache(maxsize=1024)
-def identity_of(pem: bytes) -> Identity:
-    """Return the holder of a certificate in PEM form; cached by its bytes, since every payload asks.
+def facts_of(pem: bytes) -> CertificateFacts:
+    """Return the content of a certificate in PEM form; cached by its bytes, since every payload asks.
 
     Raises
     ------
     ValueError
         When ``pem`` is not a certificate of a federation.
     """
-    return CertificateFacts.of(x509.load_pem_x509_certificate(pem)).identity
+    return CertificateFacts.of(x509.load_pem_x509_certificate(pem))
 
 
 def read_certificates(file: Path) -> list[x509.Certificate]:

@@ -31,18 +31,20 @@ from p2pft_flower.transport.trust import certificates
 from p2pft_flower.transport.trust.certificates import (
     CA_FILE,
     CA_KEY_FILE,
+    CRL_FILE,
     KEY_FILE,
     PEER_FILE,
     CertificateFacts,
     Holder,
     Identity,
     facts_in,
-    identity_of,
+    facts_of,
     is_issued_by,
     read_certificates,
     target_name,
 )
 from p2pft_flower.transport.trust.expiry import Expiry
+from p2pft_flower.transport.trust.revocation import Revocations
 from p2pft_flower.transport.trust.signatures import Signatures
 from p2pft_flower.transport.wire import p2pft_pb2 as pb
 from p2pft_flower.transport.wire.addresses import Address, parse_address
@@ -58,6 +60,8 @@ _RENEW = "renew it with 'p2pft certs renew'"
 _RENEW_AUTHORITY = "make a new authority and renew the certificates with it"
 _HAS_EXPIRED = 10
 """OpenSSL's number for a certificate whose time is over (X509_V_ERR_CERT_HAS_EXPIRED)."""
+_OTHER_NAME = 62
+"""OpenSSL's number for a certificate without the name asked for (X509_V_ERR_HOSTNAME_MISMATCH)."""
 
 
 @dataclass(frozen=True)
@@ -74,12 +78,15 @@ class Credentials:
         A warning for each certificate that expires soon.
     expiries : tuple of Expiry
         The end of the certificate, and of those of its issuing authorities.
+    revocations : Revocations
+        The revoked certificates, by the folder's ``crl.pem``, which may change while a run lasts.
     """
 
     folder: Path
     facts: CertificateFacts
     warnings: tuple[str, ...]
     expiries: tuple[Expiry, ...]
+    revocations: Revocations = field(repr=False, compare=False)
     _authorities: bytes = field(repr=False)
     _chain: bytes = field(repr=False)
     _key: bytes = field(repr=False)
@@ -108,7 +115,8 @@ class Credentials:
         Parameters
         ----------
         folder : Path
-            A folder with ``ca.pem``, ``peer.pem`` and ``peer.key``.
+            A folder with ``ca.pem``, ``peer.pem`` and ``peer.key``, and with ``crl.pem`` if there is a list
+            of revoked certificates.
         holder : int or str, optional
             The required holder: a peer, or ``coordinator``; default any peer.
 
@@ -117,8 +125,8 @@ class Credentials:
         ConfigError
             When a file is missing or cannot be read, the key does not fit or can be read by others, the
             certificate is expired, not valid yet, for somebody else, or from none of the authorities in
-            ca.pem, these are of another federation, or an authority's key lies there; the message names the
-            file and the remedy.
+            ca.pem, or revoked, these are of another federation, the list of revoked certificates is damaged
+            or not theirs, or an authority's key lies there; the message names the file and the remedy.
         """
         file, authority_file, key_file = folder / PEER_FILE, folder / CA_FILE, folder / KEY_FILE
         certificate = read_certificates(file)[0]
@@ -156,6 +164,9 @@ class Credentials:
             )
         for root in issuers:
             _check_dates(authority_file, root, _RENEW_AUTHORITY)
+        revocations = Revocations(folder / CRL_FILE, [certified for certified, _ in authorities])
+        if (revoked := revocations.reason(facts)) is not None:
+            raise ConfigError(f"{file}: {revoked}")
         key = _load_key(key_file, certificate)
         expiries = (
             Expiry(file, facts, _RENEW),
@@ -164,7 +175,7 @@ class Credentials:
         warnings = tuple(str(expiry) for expiry in expiries if expiry.stage)
         pems = (root.public_bytes(serialization.Encoding.PEM) for root, _ in authorities)
         chain = certificate.public_bytes(serialization.Encoding.PEM)
-        return cls(folder, facts, warnings, expiries, b"".join(pems), chain, key)
+        return cls(folder, facts, warnings, expiries, revocations, b"".join(pems), chain, key)
 
     @property
     def peer(self) -> int | None:
@@ -179,6 +190,22 @@ class Credentials:
     def expired(self) -> str | None:
         """Return a sentence on the expired certificate of this host and the remedy; None if none expired."""
         return next((str(e) for e in self.expiries if e.left <= timedelta(0)), None)
+
+    def target(self, holder: Holder) -> str:
+        """Return the name that TLS must find in a holder's certificate, which no revoked one has."""
+        generation = self.revocations.generation(Identity(self.federation, holder))
+        return target_name(self.federation, holder, generation)
+
+    def revoked(self, holder: Holder) -> str | None:
+        """Return a sentence on the last revocation of a holder's certificate; None if there was none."""
+        return self.revocations.of(Identity(self.federation, holder))
+
+    def revoked_since(self, holder: Holder) -> float | None:
+        """Return the time (time.monotonic) at which a revocation of a holder came into force here.
+
+        None if there was none since the credentials were loaded.
+        """
+        return self.revocations.since(Identity(self.federation, holder))
 
     def server(self) -> grpc.ServerCredentials:
         """Return gRPC's credentials of a server that asks each client for the federation's certificate."""
@@ -220,21 +247,24 @@ class Credentials:
         Raises
         ------
         Refused
-            When the connection is not TLS 1.3, or the certificate is for neither of these.
+            When the connection is not TLS 1.3, or the certificate is for neither of these, or revoked.
         """
         version = b", ".join(proved.get("ssl_tls_version", ())).decode()
         if version != "TLSv1.3":
             told = version or "a version of TLS that gRPC does not tell (grpcio 1.85 or newer does)"
             raise Refused(pb.NOT_AUTHENTIC, f"the connection uses {told}, not TLSv1.3")
         try:
-            who = identity_of(proved["x509_pem_cert"][0])
+            facts = facts_of(proved["x509_pem_cert"][0])
         except (KeyError, ValueError) as error:
             raise Refused(pb.NOT_AUTHENTIC, f"the certificate cannot be used: {error}") from error
+        who = facts.identity
         if who.holder == "authority" or who.federation != self.federation:
             raise Refused(
                 pb.NOT_AUTHENTIC,
                 f"the certificate is for {who}; this is a peer of federation {self.federation!r}",
             )
+        if (revoked := self.revocations.reason(facts)) is not None:
+            raise Refused(pb.REVOKED, revoked)
         return who
 
     def diagnose(self, address: str, peer: int, timeout: float = 5.0) -> str | None:
@@ -252,17 +282,11 @@ class Credentials:
         timeout : float
             Longest wait for an answer, in seconds.
         """
-        name = target_name(self.federation, peer)
+        name = self.target(peer)
         try:
             let_in = _is_let_in(self._context, parse_address(address), name, timeout)
         except ssl.SSLCertVerificationError as error:
-            problem = f"the certificate shown there is not accepted here: {error.verify_message}"
-            found = (
-                self._shown(parse_address(address), name, timeout)
-                if error.verify_code == _HAS_EXPIRED
-                else None
-            )
-            return problem if found is None else f"{problem}: that of {found}; {_RENEW} there"
+            return self._not_accepted(error, parse_address(address), peer, timeout)
         except ssl.SSLError as error:
             # Without a reason the connection was closed: by a relay in front of a host that is not there yet.
             if isinstance(error, ssl.SSLEOFError) or error.reason is None:
@@ -279,6 +303,17 @@ class Credentials:
             self.expired()
             or "is the authority that issued it in the ca.pem there, and the clock there right?"
         )
+
+    def _not_accepted(
+        self, error: ssl.SSLCertVerificationError, place: Address, peer: int, timeout: float
+    ) -> str:
+        """Return the reason, in words, why this host does not accept what a peer shows at ``place``."""
+        if error.verify_code == _OTHER_NAME and (revoked := self.revoked(peer)) is not None:
+            return revoked
+        problem = f"the certificate shown there is not accepted here: {error.verify_message}"
+        expired = error.verify_code == _HAS_EXPIRED
+        found = self._shown(place, self.target(peer), timeout) if expired else None
+        return problem if found is None else f"{problem}: that of {found}; {_RENEW} there"
 
     def _shown(self, place: Address, name: str, timeout: float) -> str | None:
         """Return holder and date of the expired certificate shown at ``place``, in words.

@@ -66,7 +66,7 @@ def parse_address(text: str) -> Address:
     Raises
     ------
     ConfigError
-        When the text is none of these; the message has the text and the remedy.
+        When the text has none of these forms; the message has the text and the remedy.
     """
     if text.startswith("unix:"):
         path = Path(text.removeprefix("unix:"))

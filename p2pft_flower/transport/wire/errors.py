@@ -17,12 +17,14 @@ __all__ = [
     "ExchangeStoppedError",
     "ExchangeTimeoutError",
     "Loss",
+    "OtherRunError",
     "OtherViewError",
     "PeerLostError",
     "PeerPreparingError",
     "PeerUnreachableError",
     "Place",
     "Refused",
+    "RevokedError",
     "UnansweredError",
     "UnsharedError",
     "ViewChangeError",
@@ -67,7 +69,7 @@ class ExchangeError(P2PFTError):
     Attributes
     ----------
     problem, peer, edge, iteration, phase, deadline
-        As given.
+        The parameters of these names.
     """
 
     peer: int | None = None
@@ -116,6 +118,12 @@ class CorruptedError(ExchangeRefusedError):
     """A message arrived altered at the neighbour: its checksum does not fit."""
 
 
+class RevokedError(ExchangeRefusedError):
+    """The neighbour refuses this host's certificate, which was revoked: the others go on without it."""
+
+    cause = Cause.OWN
+
+
 class UnsharedError(ExchangeRefusedError):
     """The neighbour cannot have the memory in which this host lays payloads for it."""
 
@@ -136,6 +144,10 @@ class PeerUnreachableError(ExchangeError):
     """There is no connection to the neighbour's address."""
 
     cause = Cause.LOST
+
+
+class OtherRunError(ExchangeRefusedError):
+    """The peer at that address takes part in another run."""
 
 
 class OtherViewError(ExchangeRefusedError):
@@ -163,6 +175,8 @@ class Loss(Enum):
     """The peer's address cannot be reached."""
     HANGING = "hanging"
     """The peer speaks, but gets no further in its own computation."""
+    REVOKED = "revoked"
+    """The peer's certificate was revoked: nothing is taken from it, or sent to it."""
 
 
 class PeerLostError(ViewChangeError):
@@ -182,7 +196,7 @@ class PeerLostError(ViewChangeError):
     Attributes
     ----------
     lost, how
-        As given.
+        The parameters of these names.
     """
 
     cause = Cause.LOST

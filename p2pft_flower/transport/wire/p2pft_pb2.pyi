@@ -34,6 +34,7 @@ class Status(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     STOPPED: _ClassVar[Status]
     NOT_AUTHENTIC: _ClassVar[Status]
     THROTTLED: _ClassVar[Status]
+    REVOKED: _ClassVar[Status]
     PREPARING: _ClassVar[Status]
     LATER: _ClassVar[Status]
     UNSHARED: _ClassVar[Status]
@@ -60,6 +61,7 @@ MISMATCH: Status
 STOPPED: Status
 NOT_AUTHENTIC: Status
 THROTTLED: Status
+REVOKED: Status
 PREPARING: Status
 LATER: Status
 UNSHARED: Status
@@ -387,7 +389,7 @@ class Known(_message.Message):
     def __init__(self, members: _Optional[_Iterable[int]] = ..., incarnations: _Optional[_Iterable[int]] = ..., versions: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Gossip(_message.Message):
-    __slots__ = ("run", "sender", "receiver", "pulse", "records", "steps", "certificates", "status", "reason", "known", "standings", "scores", "known_standings", "known_scores")
+    __slots__ = ("run", "sender", "receiver", "pulse", "records", "steps", "certificates", "status", "reason", "known", "standings", "scores", "known_standings", "known_scores", "view_changes", "own_scores")
     RUN_FIELD_NUMBER: _ClassVar[int]
     SENDER_FIELD_NUMBER: _ClassVar[int]
     RECEIVER_FIELD_NUMBER: _ClassVar[int]
@@ -402,6 +404,8 @@ class Gossip(_message.Message):
     SCORES_FIELD_NUMBER: _ClassVar[int]
     KNOWN_STANDINGS_FIELD_NUMBER: _ClassVar[int]
     KNOWN_SCORES_FIELD_NUMBER: _ClassVar[int]
+    VIEW_CHANGES_FIELD_NUMBER: _ClassVar[int]
+    OWN_SCORES_FIELD_NUMBER: _ClassVar[int]
     run: str
     sender: int
     receiver: int
@@ -416,7 +420,9 @@ class Gossip(_message.Message):
     scores: _containers.RepeatedCompositeFieldContainer[Signed]
     known_standings: Known
     known_scores: Known
-    def __init__(self, run: _Optional[str] = ..., sender: _Optional[int] = ..., receiver: _Optional[int] = ..., pulse: _Optional[_Union[Pulse, _Mapping]] = ..., records: _Optional[_Iterable[_Union[Signed, _Mapping]]] = ..., steps: _Optional[_Iterable[_Union[Step, _Mapping]]] = ..., certificates: _Optional[_Iterable[bytes]] = ..., status: _Optional[_Union[Status, str]] = ..., reason: _Optional[str] = ..., known: _Optional[_Union[Known, _Mapping]] = ..., standings: _Optional[_Iterable[_Union[Signed, _Mapping]]] = ..., scores: _Optional[_Iterable[_Union[Signed, _Mapping]]] = ..., known_standings: _Optional[_Union[Known, _Mapping]] = ..., known_scores: _Optional[_Union[Known, _Mapping]] = ...) -> None: ...
+    view_changes: _containers.RepeatedScalarFieldContainer[bytes]
+    own_scores: _containers.RepeatedCompositeFieldContainer[PeerScores]
+    def __init__(self, run: _Optional[str] = ..., sender: _Optional[int] = ..., receiver: _Optional[int] = ..., pulse: _Optional[_Union[Pulse, _Mapping]] = ..., records: _Optional[_Iterable[_Union[Signed, _Mapping]]] = ..., steps: _Optional[_Iterable[_Union[Step, _Mapping]]] = ..., certificates: _Optional[_Iterable[bytes]] = ..., status: _Optional[_Union[Status, str]] = ..., reason: _Optional[str] = ..., known: _Optional[_Union[Known, _Mapping]] = ..., standings: _Optional[_Iterable[_Union[Signed, _Mapping]]] = ..., scores: _Optional[_Iterable[_Union[Signed, _Mapping]]] = ..., known_standings: _Optional[_Union[Known, _Mapping]] = ..., known_scores: _Optional[_Union[Known, _Mapping]] = ..., view_changes: _Optional[_Iterable[bytes]] = ..., own_scores: _Optional[_Iterable[_Union[PeerScores, _Mapping]]] = ...) -> None: ...
 
 class Standing(_message.Message):
     __slots__ = ("member", "incarnation", "version", "view", "iteration", "state", "busy", "awaited", "rate", "edges")

@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from p2pft_flower.keeping.bulletins import Apart, EdgeNow, Point
-from p2pft_flower.report.page import page_of, turns
+from p2pft_flower.report.live_page import page_of, turns
 from tests.report.test_status import NOW, bulletin, peer, view
 
 RING = tuple(EdgeNow(p, (p + 1) % 4, 10 * p, 400 * p, 0.01 * p) for p in range(4))

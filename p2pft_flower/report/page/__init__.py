@@ -1,0 +1,1 @@
+"""The report of runs: one page that opens offline, made of results, journals and answers to test images."""

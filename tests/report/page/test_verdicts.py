@@ -1,0 +1,234 @@
+"""What the report says in words follows the numbers: each sentence turns out otherwise with other numbers."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from p2pft_flower.report.page import verdicts
+from p2pft_flower.report.page.reading import find_runs
+from p2pft_flower.report.page.verdicts import Answers
+from p2pft_flower.report.results import write_results
+from tests.report.page.made_up import BACK, CHEAP_FEDAVG, DEAR_FEDAVG, LOST, comparison, made_up, write
+
+
+def runs_of(folder, **changes):
+    runs = find_runs([comparison(folder, **changes)])
+    return {run.algorithm: run for run in runs}, runs
+
+
+@pytest.mark.parametrize(
+    ("unseen", "verdict", "words"),
+    [
+        (
+            (0.94, 0.95, 0.94, 0.93),
+            "all",
+            "all 4 peers learned the classes they never saw: accuracy 0.930 to",
+        ),
+        (
+            (0.94, 0.95, 0.2, 0.93),
+            "some",
+            "3 of 4 peers learned the classes they never saw; peer 2: 0.200 did",
+        ),
+        ((0.1, 0.0, 0.2, 0.1), "none", "no peer learned the classes it never saw: accuracy 0.000 to 0.200"),
+        ((None,) * 4, "not known", "the test images have none of a class that a peer never saw"),
+    ],
+)
+def test_peers_have_learned_what_they_never_saw_if_they_come_near_centralised_training(
+    unseen, verdict, words, tmp_path
+):
+    by_name, runs = runs_of(tmp_path, unseen=unseen)
+    found = verdicts.learned(by_name["p2pft"], runs)
+    assert found.verdict == verdict
+    assert words in found.sentence
+    if verdict in ("all", "some", "none"):
+        assert "90% of the 0.960 of training with all images in one place (centralized)" in found.sentence
+
+
+def test_lone_peers_have_not_learned_and_one_model_on_all_images_has_nothing_unseen(tmp_path):
+    by_name, runs = runs_of(tmp_path)
+    assert verdicts.learned(by_name["local"], runs).verdict == "none"
+    assert verdicts.learned(by_name["centralized"], runs).verdict == "nothing unseen"
+
+
+def test_without_centralised_training_the_best_run_is_the_yardstick_but_no_bad_one(tmp_path):
+    write(tmp_path / "p2pft", made_up(accuracy=(0.3,) * 4, unseen=(0.29,) * 4))
+    (run,) = find_runs([tmp_path])
+    found = verdicts.learned(run, [run])
+    assert found.verdict == "none"
+    assert "not 90% of an accuracy of 0.5 (no centralised run is there to compare with)" in found.sentence
+
+
+def test_of_one_run_alone_its_own_accuracy_is_the_yardstick(tmp_path):
+    write(tmp_path, made_up(unseen=(0.94, 0.94, 0.94, 0.5)))
+    (run,) = find_runs([tmp_path])
+    found = verdicts.learned(run, [run])
+    assert found.verdict == "some"
+    assert "reach 90% of their own mean accuracy on all classes, 0.950" in found.sentence
+
+
+def test_nothing_is_learned_beside_centralised_training_that_only_guesses(tmp_path):
+    write(tmp_path / "centralized", made_up("centralized", accuracy=(0.12,), unseen=(None,)))
+    write(tmp_path / "p2pft", made_up(accuracy=(0.12,) * 4, unseen=(0.12,) * 4))
+    runs = find_runs([tmp_path])
+    found = verdicts.learned(verdicts.main_run(runs), runs)
+    assert found.verdict == "not known"
+    assert "hardly better than guessing" in found.sentence
+
+
+def answers(*predicted):
+    """Return answers of peers 0, 1, … to 100 images of class 0; a number is the share of right ones."""
+    labels = np.zeros(100, dtype=np.int64)
+    return [
+        Answers(p, ("a", "b"), labels, (np.arange(100) >= 100 * share).astype(np.int64))
+        for p, share in enumerate(predicted)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "apart", "given", "verdict"),
+    [
+        ((0.95, 0.95, 0.95, 0.95), 0.001, answers(0.97, 0.96, 0.97, 0.97), "yes"),
+        ((0.95, 0.95, 0.95, 0.95), 0.001, answers(0.97, 0.5, 0.97, 0.97), "no"),
+        ((0.95, 0.95, 0.95, 0.95), 0.001, (), "yes"),
+        ((0.95, 0.95, 0.95, 0.95), 0.7, (), "no"),
+        ((0.95, 0.80, 0.95, 0.95), 0.001, (), "no"),
+        ((0.95, 0.80, 0.95, 0.95), 0.001, answers(0.97, 0.96, 0.97, 0.97), "no"),
+    ],
+    ids=["same answers", "other answers", "near models", "far models", "other accuracies", "both"],
+)
+def test_peers_agree_if_they_answer_alike_else_if_scores_and_models_are_near(
+    accuracy, apart, given, verdict, tmp_path
+):
+    write(tmp_path, made_up(accuracy=accuracy), apart=apart)
+    (run,) = find_runs([tmp_path])
+    found = verdicts.agreed(run, given)
+    assert found.verdict == verdict
+    assert ("the peers agree" if verdict == "yes" else "the peers do not agree") in found.sentence
+
+
+def test_the_peer_that_answers_most_unlike_the_others_counts(tmp_path):
+    write(tmp_path, made_up())
+    (run,) = find_runs([tmp_path])
+    found = verdicts.agreed(run, answers(0.97, 0.90, 0.97, 0.97))
+    assert found.same == pytest.approx(0.93)
+    assert "each of the 4 gives the answer of most to at least 93.0% of the test images" in found.sentence
+    assert found.verdict == "no"
+
+
+def test_answers_to_other_images_are_not_compared(tmp_path):
+    write(tmp_path, made_up())
+    (run,) = find_runs([tmp_path])
+    one, two = answers(0.97, 0.97)
+    other = Answers(1, two.classes, two.labels + 1, two.predicted)
+    assert verdicts.agreed(run, [one, other]).same is None
+
+
+def test_one_model_has_nothing_to_agree_on(tmp_path):
+    by_name, _ = runs_of(tmp_path)
+    assert verdicts.agreed(by_name["centralized"], ()).verdict == "one model"
+
+
+@pytest.mark.parametrize(
+    ("fedavg", "verdict", "words"),
+    [
+        (DEAR_FEDAVG, "cheaper", "p2pft is cheaper than fedavg in bytes"),
+        (CHEAP_FEDAVG, "dearer", "p2pft is dearer than fedavg in bytes"),
+        (4_100_000, "the same", "p2pft costs about as much as fedavg in bytes"),
+    ],
+)
+def test_bytes_are_compared_with_fedavgs_at_the_same_accuracy(fedavg, verdict, words, tmp_path):
+    by_name, runs = runs_of(tmp_path, fedavg=fedavg)
+    found = verdicts.against_fedavg(by_name["p2pft"], runs)
+    assert found.verdict == verdict
+    assert words in found.sentence
+    assert found.ratio == pytest.approx(4_000_000 / fedavg)
+    assert "Training took 3.0 s up to there, that of fedavg 6.0 s" in found.sentence
+
+
+def test_a_run_that_never_comes_to_fedavgs_accuracy_is_neither_cheaper_nor_dearer(tmp_path):
+    by_name, runs = runs_of(tmp_path, accuracy=(0.7,) * 4)
+    found = verdicts.against_fedavg(by_name["p2pft"], runs)
+    assert found.verdict == "not reached"
+    assert "p2pft does not come to 0.902, 95% of the accuracy of fedavg: it ends with 0.700" in found.sentence
+
+
+def test_without_fedavg_or_on_other_data_there_is_nothing_to_compare(tmp_path):
+    write(tmp_path / "p2pft", made_up())
+    write(tmp_path / "fedavg", made_up("fedavg") | {"partition": "iid"})
+    runs = find_runs([tmp_path])
+    for against in (verdicts.against_fedavg, verdicts.against_pooled):
+        assert against(runs[0], runs).verdict == "not known"
+    said = verdicts.against_fedavg(runs[0], runs).sentence
+    assert said.startswith("p2pft sent 4.0 MB in all and trained for 3.0 s; there is no run of fedavg")
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "words"),
+    [(0.95, "1.0 points less than"), (0.97, "1.0 points more than"), (0.96, "as much as")],
+)
+def test_accuracy_is_compared_with_centralised_training(accuracy, words, tmp_path):
+    by_name, runs = runs_of(tmp_path, accuracy=(accuracy,) * 4)
+    found = verdicts.against_pooled(by_name["p2pft"], runs)
+    assert f"{words} centralized (0.960)" in found.sentence
+
+
+def happened(tmp_path, **changes):
+    write(tmp_path, made_up(**changes))
+    (run,) = find_runs([tmp_path])
+    return verdicts.happened(run), verdicts.events(run)
+
+
+def test_a_run_without_a_loss_says_so(tmp_path):
+    said, events = happened(tmp_path)
+    assert said == "p2pft: nothing went wrong: all 4 peers trained through all 300 iterations."
+    assert events == []
+
+
+def test_a_lost_peer_is_told_with_why_and_when(tmp_path):
+    said, events = happened(tmp_path, views=[LOST], ended=(0, 1, 3), error="peer 2 was lost")
+    assert "peer 2 was lost on the way and did not come back; the others trained on" in said
+    assert events[0] == (
+        "p2pft, after iteration 100, 1.0 s into the training: peer 2 was lost (not heard from for 5 s "
+        "(crashed)); after "
+        "6.3 s the others went on as view 1 with 3 peers and 3 edges."
+    )
+    assert events[1] == "p2pft ended as completed-with-3-of-4: peer 2 was lost"
+
+
+def test_a_long_reason_is_cut(tmp_path):
+    _, events = happened(tmp_path, views=[LOST | {"why": {"2": "no answer " * 100}}], ended=(0, 1, 3))
+    assert len(events[0]) < 450
+    assert "no answer …" in events[0]
+
+
+def test_what_was_learned_without_a_lost_peer_is_of_those_that_came_to_the_end(tmp_path):
+    write(tmp_path, made_up(views=[LOST], ended=(0, 1, 3), error="peer 2 was lost"))
+    (run,) = find_runs([tmp_path])
+    assert "all 3 peers that came to the end learned" in verdicts.learned(run, [run]).sentence
+
+
+def test_a_peer_that_came_back_is_told(tmp_path):
+    said, events = happened(tmp_path, views=[LOST, BACK])
+    assert "peer 2 was lost on the way and came back" in said
+    assert "peer 2 came back" in events[1]
+
+
+@pytest.mark.parametrize(
+    ("status", "words"), [("failed", "p2pft failed: no room"), ("stopped", "was stopped on purpose")]
+)
+def test_a_run_without_numbers_says_how_it_ended(status, words, tmp_path):
+    results = {key: made_up()[key] for key in ("schema", "run", "algorithm", "seed", "config")}
+    write_results(tmp_path, results | {"status": status, "error": "no room", "views": []})
+    (run,) = find_runs([tmp_path])
+    assert words in verdicts.happened(run)
+    assert verdicts.learned(run, [run]).verdict == verdicts.agreed(run, ()).verdict == "not known"
+
+
+def test_the_first_lines_are_about_p2pft_else_about_peers_that_exchange(tmp_path):
+    for method in ("local", "fedavg", "dgd", "p2pft"):
+        write(tmp_path / method, made_up(method))
+    runs = find_runs([tmp_path])
+    assert verdicts.main_run(runs).algorithm == "p2pft"
+    assert verdicts.main_run([r for r in runs if r.algorithm != "p2pft"]).algorithm == "dgd"
+    assert verdicts.main_run([r for r in runs if r.algorithm == "local"]).algorithm == "local"
