@@ -40,8 +40,8 @@ def dashboard(
     """Show a run in the browser while it trains: who is slow or lost, accuracy, traffic, time left.
 
     The page knows what p2pft status knows: at a site from the other peers' gossip, at the coordinator from
-    the peers' reports (observer-address), in a simulation both; P2PFT_HOME must be the SuperNode's. It only
-    reads files, so it may be closed and started again at any time, before the run, during it and after it.
+    the peers that it can reach, in a simulation both; P2PFT_HOME must be the SuperNode's. It only reads
+    files, so it may be closed and started again at any time, before the run, during it and after it.
 
     On 127.0.0.1 every user of this machine can see it. Beyond loopback it needs the token in the address that
     is printed, and is plain HTTP: better reach it with ssh -L 8265:127.0.0.1:8265 from elsewhere.

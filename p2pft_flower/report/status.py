@@ -133,6 +133,7 @@ def status_of(bulletins: Sequence[Bulletin], now: float) -> RunStatus:
     training = [p for p in peers if p.peer in best.live and p.state not in ("lost", "ended")]
     done = min((p.iteration for p in training), default=0)
     at_risk, risk = _risk(best, peers)
+    apart = [b for b in bulletins if b.consensus_error is not None]  # the coordinator's: it has the sketches
     return RunStatus(
         run=best.run,
         from_gossip=bool(best.own),
@@ -141,7 +142,7 @@ def status_of(bulletins: Sequence[Bulletin], now: float) -> RunStatus:
         iterations=best.iterations,
         view=best.views[-1].number if best.views else 0,
         views=best.views,
-        consensus_error=best.consensus_error,
+        consensus_error=None if not apart else max(apart, key=lambda b: b.written).consensus_error,
         left=_left(training, best.iterations - done),
         at_risk=at_risk,
         risk=risk,

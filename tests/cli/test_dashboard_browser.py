@@ -164,7 +164,7 @@ def test_a_peer_that_is_waited_for_is_pointed_at_by_who_waits(browser, host):
         text(page, "#graph .waits-text", "waits 1")
         page.locator('#graph [data-peer="2"]').dispatch_event("pointerdown")
         text(page, "#chosen", "awaited by")
-        assert "peer 1 (east) waits for it since" in row(page, 2).inner_text()
+        assert "peer 1 (east) has waited" in row(page, 2).inner_text()
         assert "waits for peer 2 (south)" in row(page, 1).inner_text()
         assert "peer 2 (south) is slow" in page.locator("#graph").get_attribute("aria-label")
 

@@ -173,6 +173,13 @@ def test_news_are_taken_from_where_they_are_newest_and_grow_old_with_the_file():
     assert peers[2].contact == 5.0
 
 
+def test_the_consensus_error_is_the_coordinators_though_a_peer_of_this_machine_knows_the_rest():
+    office = bulletin(own=(), consensus_error=0.25, written=NOW - 1)
+    status, _ = state_of(bulletin(), office)
+    assert (status.from_gossip, status.consensus_error) == (True, 0.25)
+    assert state_of(bulletin())[0].consensus_error is None
+
+
 def test_the_end_is_not_known_before_there_is_a_rate_and_is_there_when_all_is_done():
     status, _ = state_of(bulletin(*(peer(p, rate=0.0, spoken=None, heard=0.0) for p in range(4))))
     assert status.left is None

@@ -188,6 +188,7 @@ function showTiles() {
   const rate = rates.reduce((a, b) => a + b, 0);
   setText($("rate"), ended ? "payloads, in the whole run" : rates.length ? `${bytes(rate)} a second now` : "payloads");
   setText($("consensus"), small(state.consensus_error));
+  setText($("consensus-note"), state.consensus_error === null ? "known at the office only" : "distance of the peers from their mean");
 
   $("risk").hidden = !state.risk;
   $("risk").className = state.at_risk ? "risk bad" : "risk";
