@@ -74,7 +74,7 @@ class BulletinWriter:
         self._path, self._unwritten = bulletin_path(own[0] if own else None), False
         self._error: float | None = None
         self._history = History(self._all)
-        discard_old()
+        discard_old(run, own)
 
     def write(
         self,

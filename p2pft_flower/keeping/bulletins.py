@@ -242,9 +242,21 @@ def bulletins(run: str | None = None) -> list[Bulletin]:
     return sorted(found, key=lambda b: -b.written)
 
 
-def discard_old() -> None:
-    """Remove the bulletins of processes that were killed more than a day ago."""
+def discard_old(run: str, own: tuple[int, ...]) -> None:
+    """Remove the bulletins of processes that were killed more than a day ago, or that this one replaces.
+
+    Parameters
+    ----------
+    run : str
+        The run of this process.
+    own : tuple of int
+        The peers of this process: an earlier one that trained them in this run is replaced.
+    """
     for path in _folder().glob(f"*{_SUFFIX}"):
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, DataError):
             if time.time() - path.stat().st_mtime > _KEPT:
+                path.unlink(missing_ok=True)
+                continue
+            bulletin = decoded(read_private(path, _LARGEST), Bulletin, "a bulletin")
+            if (bulletin.run, bulletin.own) == (run, own) and not bulletin.alive:
                 path.unlink(missing_ok=True)

@@ -261,13 +261,10 @@ def _risk(best: Bulletin, peers: Sequence[PeerStatus]) -> tuple[bool, str]:
     """Tell whether the result is at risk, and why, in a sentence."""
     gone = [p.called for p in peers if p.state in ("lost", "ended")]
     silent = [p.called for p in peers if p.state == "silent"]
-    diverged = [p.called for p in peers if p.loss is not None and not math.isfinite(p.loss)]
     there = len(best.live) - len([p for p in peers if p.state == "ended" and p.peer in best.live])
     if all(p.state == "unknown" for p in peers):
         return False, "Nothing has been heard of the peers yet."
     parts = []
-    if diverged:
-        parts.append(f"the loss of {_listed(diverged)} is not finite")
     if gone:
         parts.append(
             f"{_listed(gone)} {_is(gone)} gone: {there} of {best.n} peers go on, and learn nothing more from "
@@ -281,7 +278,7 @@ def _risk(best: Bulletin, peers: Sequence[PeerStatus]) -> tuple[bool, str]:
     if best.on_failure in ("continue", "wait"):
         several = "one more peer" if spare == 1 else f"{spare} more peers at once"
         parts.append("one more loss may end the run" if spare < 1 else f"the run bears the loss of {several}")
-    at_risk = bool(diverged or gone or silent or best.on_failure == "stop" or (best.on_failure and spare < 1))
+    at_risk = bool(gone or silent or best.on_failure == "stop" or (best.on_failure and spare < 1))
     if not parts:
         return False, "The result is not at risk: no peer waits for another."
     return at_risk, f"The result is {'at risk' if at_risk else 'not at risk'}: {'; '.join(parts)}."

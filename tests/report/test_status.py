@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 
 import msgspec
@@ -11,7 +10,14 @@ import pytest
 from typer.testing import CliRunner
 
 from p2pft_flower.cli import app
-from p2pft_flower.keeping.bulletins import Bulletin, PeerNow, bulletin_path, write_bulletin
+from p2pft_flower.keeping.bulletins import (
+    Bulletin,
+    PeerNow,
+    bulletin_path,
+    bulletins,
+    discard_old,
+    write_bulletin,
+)
 from p2pft_flower.keeping.processes import start_mark
 from p2pft_flower.report.status import status_of
 from p2pft_flower.report.status_text import status_table
@@ -150,12 +156,6 @@ def test_it_is_a_risk_if_one_more_loss_ends_the_run(fields, risk):
     assert risk in status.risk
 
 
-def test_a_loss_that_is_no_number_is_a_risk():
-    status, _ = state_of(bulletin(peer(1, evaluated=10, loss=math.inf)))
-    assert status.at_risk
-    assert "the loss of peer 1 (east) is not finite" in status.risk
-
-
 def test_a_killed_process_of_this_machine_has_ended_and_its_neighbours_know_the_rest():
     dead = bulletin(own=(1,), alive=False, written=NOW - 9)
     _, peers = state_of(dead, bulletin())
@@ -212,6 +212,17 @@ def test_without_a_run_the_command_says_where_it_looked_for_one(there):
     assert done.exit_code == 1
     assert "run 9 does not train here" in done.stderr
     assert "P2PFT_HOME" in done.stderr
+
+
+def test_a_process_that_is_started_again_replaces_its_killed_predecessor(there):
+    write_bulletin(there / "running" / "1-1.bulletin", bulletin(own=(1,), alive=False))
+    write_bulletin(there / "running" / "2-2.bulletin", bulletin(own=(2,), alive=False))
+    write_bulletin(bulletin_path(1), bulletin(own=(1,)))
+    discard_old("7", (1,))
+    assert sorted(b.own for b in bulletins("7")) == [(1,), (2,)]
+    assert all(b.alive for b in bulletins("7") if b.own == (1,))
+    discard_old("8", (2,))
+    assert len(bulletins("7")) == 2, "another run's stays"
 
 
 def test_a_damaged_bulletin_is_named_and_the_others_are_shown(there, caplog):
