@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import socket
@@ -137,7 +138,6 @@ def _serve(watch: Watch, bound: socket.socket, *, beyond: bool) -> None:
     typer.echo(f"open http://{place}/{f'?token={token}' if token else ''} (Ctrl-C ends it; the run goes on)")
     if beyond:
         typer.echo("whoever is on the way can read along: this is plain HTTP", err=True)
-    try:
+    with contextlib.suppress(KeyboardInterrupt):  # which uvicorn may raise again once it has ended
         server.run([bound])
-    except KeyboardInterrupt:
-        typer.echo("the page has ended; the run goes on")
+    typer.echo("the page has ended; the run goes on")

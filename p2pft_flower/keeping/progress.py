@@ -117,7 +117,10 @@ class Progress:
             self._take(report)
 
     def _take(self, report: Report) -> None:
-        self._reports.setdefault(report.iteration, {}).setdefault(report.peer, report)
+        row = self._reports.setdefault(report.iteration, {})
+        known = row.get(report.peer)
+        if known is None or known.sketch is None:  # what others told of a peer gives way to its own word
+            row[report.peer] = report
         last = self._last.get(report.peer)
         if last is None or last.iteration < report.iteration:
             self._last[report.peer] = report

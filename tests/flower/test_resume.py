@@ -40,6 +40,9 @@ SHORT = {
 }
 """Checkpoints after 0, 2, 4, 6 and 7 iterations, evaluations after 0, 3, 6 and 7."""
 
+PATIENT = SHORT | {"meet_timeout": 120.0}
+"""The same where hosts start one after the other, each with a model of its own."""
+
 
 def killed_after(iteration, folder, to, n=4):
     """Copy what a run would have left, had it been killed after the checkpoint of ``iteration``."""
@@ -478,7 +481,7 @@ def test_a_run_is_resumed_by_its_name_from_the_newest_of_that_name_and_keeps_the
 ):
     monkeypatch.setenv("P2PFT_HOME", str(tmp_path))
     run_app("", slots=1, **SHORT | {"name": "pets", "iterations": 4})
-    run_app("", slots=1, **SHORT | {"name": "pets"})
+    run_app("", slots=1, **PATIENT | {"name": "pets"})
     runs = sorted((tmp_path / "runs").iterdir(), key=lambda folder: read_results(folder)["begun"])
     assert [folder.name for folder in runs] == [f"pets-{read_results(folder)['run']}" for folder in runs]
     for k in (6, 7):
@@ -486,7 +489,7 @@ def test_a_run_is_resumed_by_its_name_from_the_newest_of_that_name_and_keeps_the
             (checkpoint_folder(runs[1], p) / f"iteration-{k}.safetensors").unlink()
     (runs[1] / "results.json").unlink()
     capsys.readouterr()
-    run_app("", slots=1, **SHORT | {"name": "pets", "resume": "pets"})
+    run_app("", slots=1, **PATIENT | {"name": "pets", "resume": "pets"})
     newest = runs[1].name.removeprefix("pets-")
     assert f"pets is run {newest}, the newest of 2 of this name ({runs[1]})" in capsys.readouterr().out
     (resumed,) = {*(tmp_path / "runs").iterdir()} - {*runs}
@@ -499,7 +502,7 @@ def test_sites_keep_a_named_run_under_its_name_and_resume_it_by_name_or_id(tmp_p
     """The coordinator has no files of it: each site finds its own."""
     monkeypatch.setenv("P2PFT_HOME", str(tmp_path / "office"))
     nodes = sites(tmp_path, free_ports(4))
-    run_app(tmp_path / "first", slots=4, node_configs=nodes, **SHORT | {"name": "pets"})
+    run_app(tmp_path / "first", slots=4, node_configs=nodes, **PATIENT | {"name": "pets"})
     run = read_results(tmp_path / "first")["run"]
     for p in range(4):
         kept = tmp_path / f"site-{p}" / f"pets-{run}"
@@ -519,10 +522,10 @@ def test_sites_that_share_a_folder_resume_the_earlier_run_of_a_name_not_the_new_
         {"peer-id": p, "peer-address": f"127.0.0.1:{port}", "output-dir": str(tmp_path / "all")}
         for p, port in enumerate(free_ports(4))
     ]
-    run_app(tmp_path / "first", slots=4, node_configs=nodes, **SHORT | {"name": "pets"})
+    run_app(tmp_path / "first", slots=4, node_configs=nodes, **PATIENT | {"name": "pets"})
     for p in range(4):
         (earlier,) = (tmp_path / "all").glob(f"pets-*/peers/peer-{p}.checkpoints/iteration-7.safetensors")
         earlier.unlink()
-    run_app(tmp_path / "x", slots=4, node_configs=nodes, **SHORT | {"name": "pets", "resume": "pets"})
+    run_app(tmp_path / "x", slots=4, node_configs=nodes, **PATIENT | {"name": "pets", "resume": "pets"})
     run = read_results(tmp_path / "first")["run"]
     assert read_results(tmp_path / "x")["resumed_from"] == {"run": run, "iteration": 6}

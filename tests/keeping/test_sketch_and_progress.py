@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec import structs
 
 from p2pft_flower.keeping import sketch
 from p2pft_flower.keeping.journal import Journal
@@ -53,6 +54,20 @@ def test_a_line_is_told_once_when_all_peers_have_reported():
     progress.add(report(0, 10))
     progress.add(report(1, 10))
     assert " in " in lines[1]
+
+
+def test_scores_that_others_told_have_no_sketch_and_give_way_to_the_peers_own_word():
+    lines = []
+    progress = Progress(2, 10, lines.append)
+    progress.add(report(0, 5))
+    progress.add(structs.replace(report(1, 5), sketch=None))
+    assert "consensus error" not in lines[0]
+    assert progress.history()[0]["consensus_error"] is None
+    progress.fill(report(1, 5))
+    assert progress.history()[0]["consensus_error"] == 0.0
+    progress.fill(structs.replace(report(1, 5), sketch=None))
+    assert progress.history()[0]["consensus_error"] == 0.0
+    assert len(lines) == 1
 
 
 def test_beyond_eight_peers_a_line_shows_min_mean_max():
