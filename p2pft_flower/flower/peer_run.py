@@ -109,7 +109,8 @@ def run_peers(
         with before_obeying(stop):
             if run.deployed and not address:
                 log.info("the peers train; each site's log, and p2pft status there, tell how they get on")
-                stack.enter_context(Looking(run, look_key, own, progress, office))
+                if own is not None or not run.certified:  # else no peer would let the coordinator in
+                    stack.enter_context(Looking(run, look_key, own, progress, office))
             keys = (digest_of(key), digest_of(look_key)) if run.deployed else ("", "")
             told = _train(grid, run, address, *keys)
     for evaluation in [*told.evaluations, *_on_this_machine(run)]:

@@ -98,6 +98,8 @@ class Run:
     """Numbers of a sample, of a dataset of features; 0 of images."""
     known: dict[int, KnownImages] = field(default_factory=dict)
     """Digests that recognise each peer's images, as far as the answers have them."""
+    certified: bool = False
+    """Whether the peers have certificates."""
     site_names: dict[int, str] = field(default_factory=dict)
     """The name of each peer's site, if it has one."""
 
@@ -263,6 +265,7 @@ def plan_run(
         evaluate_every=config.runtime.evaluate_every or epoch,
         images_line=told[0]["images"],
         width=told[0]["width"],
+        certified=any(answer["federation"] for answer in told),
         site_names={a["peer-id"]: a["site"] for a in told if a["site"]},
     )
 

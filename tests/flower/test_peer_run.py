@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
 
@@ -38,6 +40,27 @@ def results(tmp_path, monkeypatch, ended, views):
     )
     monkeypatch.setattr(peer_run, "_train", lambda *arguments, **more: told)
     return peer_run.run_peers(None, deployment(tmp_path), ResultsOnce("7", {}))
+
+
+@pytest.mark.parametrize(
+    ("certified", "own", "looks"), [(False, None, True), (True, "certificates", True), (True, None, False)]
+)
+def test_a_coordinator_without_the_certificate_that_peers_ask_for_does_not_knock(
+    certified, own, looks, tmp_path, monkeypatch
+):
+    looked = []
+
+    class Looks(contextlib.nullcontext):
+        def __init__(self, run, key, own, progress, office):
+            super().__init__()
+            looked.append(own)
+
+    told = peer_run._Told(dict.fromkeys(range(3), OUTCOME), [], [], {}, 1.0, None, [], [], [])
+    monkeypatch.setattr(peer_run, "Looking", Looks)
+    monkeypatch.setattr(peer_run, "_train", lambda *arguments, **more: told)
+    run = replace(deployment(tmp_path), certified=certified)
+    peer_run.run_peers(None, run, ResultsOnce("7", {}), own)
+    assert looked == ([own] if looks else [])
 
 
 def test_who_had_finished_and_gone_before_the_last_view_counts_and_was_not_lost(tmp_path, monkeypatch):
