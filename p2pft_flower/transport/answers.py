@@ -222,7 +222,10 @@ class Answers:
         known = await self._message(
             call, pb.Gossip, "a look", caller, any_sender=True, most=self.gossip_limit
         )
-        answer = await self._in_pool(self.on_look, known)
+        try:
+            answer = await self._in_pool(self.on_look, known)
+        except ValueError as error:
+            raise Refused(pb.BAD_HEADER, f"a look that cannot be answered: {error}") from error
         answer.run, answer.sender, answer.receiver = known.run, known.receiver, known.receiver
         answer.status = pb.ACCEPTED
         return answer

@@ -127,6 +127,17 @@ def test_who_does_not_show_the_key_sees_nothing(training):
             assert training.plans[0].stop_digest == ""
 
 
+def test_a_look_that_names_members_of_no_run_is_refused_and_ends_nothing(training):
+    until(lambda: training.hosts[1]._wires is not None)
+    odd = Gossip()
+    odd.known_scores.members.append(77)
+    odd.known_scores.incarnations.append(0)
+    odd.known_scores.versions.append(1)
+    with Looker("test", KEY, training.addresses) as looker:
+        assert "BAD_HEADER" in str(looker.look([1], odd)[1])
+        assert isinstance(looker.look([1], Gossip())[1], Gossip)
+
+
 def test_a_run_that_cannot_be_seen_from_here_says_so_once_and_goes_on(training, tmp_path, fast, caplog):
     progress = Progress(4, ITERATIONS, lambda line: None)
     config = with_settings(training.plans[0], **{"meet-timeout": 1.0}).config
