@@ -154,13 +154,12 @@ class Looking:
     def _look(self) -> bool:
         """Look once; return False if no peer has answered."""
         answers = self._looker.look(self._run.addresses, self._office.known())
-        heard = {peer: answer for peer, answer in answers.items() if not isinstance(answer, P2PFTError)}
-        for answer in heard.values():
-            reports, changes = self._office.hear(answer)
-            for change in changes:
-                self._tell_change(change)
-            for report in reports:
-                self._progress.add(report)
+        heard = [answer for answer in answers.values() if not isinstance(answer, P2PFTError)]
+        reports, changes = self._office.hear(heard)  # all at once: a peer's own word counts before others'
+        for change in changes:
+            self._tell_change(change)
+        for report in reports:
+            self._progress.add(report)
         if not heard and not self._told and time.monotonic() > self._patient_until:
             self._told = True
             why = str(next(iter(answers.values()), "no peer has an address"))

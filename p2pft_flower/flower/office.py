@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from p2pft_flower.config import RunConfig
@@ -91,18 +91,23 @@ class Office:
         """Return how new the standings and scores here are, for a look."""
         return self._standings.known()
 
-    def hear(self, answer: Gossip) -> tuple[list[Report], list[ViewChange]]:
-        """Take a peer's answer to a look in; return the evaluations and changes of view that are new.
+    def hear(self, answers: Iterable[Gossip]) -> tuple[list[Report], list[ViewChange]]:
+        """Take the peers' answers to a look in; return the evaluations and changes of view that are new.
 
-        The answer has the scores of the peers of that host with their sketches, and those of others without.
+        An answer has the scores of the peers of that host with their sketches, and those of others without.
         """
         before = {p: s.iteration for p, s in self._evaluated().items()}
-        self._standings.hear(answer)
-        for scores in answer.own_scores:
-            if self._member_of.get(scores.peer) == self._member_of.get(answer.sender, _NOBODY):
-                self._keep(scores)
+        changes = []
+        for answer in answers:
+            self._standings.hear(answer)
+            for scores in answer.own_scores:
+                if self._member_of.get(scores.peer) == self._member_of.get(answer.sender, _NOBODY):
+                    self._keep(scores)
+            for line in answer.view_changes:
+                if (change := self._take_view(line, answer.sender)) is not None:
+                    changes.append(change)
         reports = [_report(s) for p, s in self._evaluated().items() if s.iteration > before.get(p, -1)]
-        return reports, [c for line in answer.view_changes if (c := self._take_view(line, answer.sender))]
+        return reports, changes
 
     def _keep(self, scores: PeerScores) -> None:
         if len(scores.sketch) not in (0, sketch.SIZE) or scores.iteration > self._iterations:
