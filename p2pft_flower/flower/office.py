@@ -97,15 +97,14 @@ class Office:
         An answer has the scores of the peers of that host with their sketches, and those of others without.
         """
         before = {p: s.iteration for p, s in self._evaluated().items()}
-        changes = []
+        changes: list[ViewChange] = []
         for answer in answers:
             self._standings.hear(answer)
             for scores in answer.own_scores:
                 if self._member_of.get(scores.peer) == self._member_of.get(answer.sender, _NOBODY):
                     self._keep(scores)
-            for line in answer.view_changes:
-                if (change := self._take_view(line, answer.sender)) is not None:
-                    changes.append(change)
+            told = (self._take_view(line, answer.sender) for line in answer.view_changes)
+            changes += [change for change in told if change is not None]
         reports = [_report(s) for p, s in self._evaluated().items() if s.iteration > before.get(p, -1)]
         return reports, changes
 

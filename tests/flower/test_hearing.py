@@ -127,6 +127,22 @@ def test_who_does_not_show_the_key_sees_nothing(training):
             assert training.plans[0].stop_digest == ""
 
 
+def test_of_several_answers_to_a_look_each_peers_own_word_counts_whoever_answers_first(training, tmp_path):
+    until(lambda: all(len(host._standings.heard()) == 4 for host in training.hosts))
+    until(lambda: all(_evaluated(host) == {20} for host in training.hosts))
+    with Looker("test", KEY, training.addresses) as looker, office(training, tmp_path) as there:
+        answers = looker.look(range(4), Gossip())
+        reports, _ = there.hear(answers[p] for p in (3, 1, 0, 2))
+    assert [(r.peer, r.iteration) for r in reports] == [(p, 20) for p in range(4)]
+    assert all(r.sketch is not None for r in reports)
+
+
+def _evaluated(host):
+    """The iterations of the scores that a host knows; all peers wait in the iteration after the last one."""
+    heard = host._standings.heard().values()
+    return {s.iteration for h in heard if h.scores is not None for s in h.scores.peers}
+
+
 def test_a_look_that_names_members_of_no_run_is_refused_and_ends_nothing(training):
     until(lambda: training.hosts[1]._wires is not None)
     odd = Gossip()
