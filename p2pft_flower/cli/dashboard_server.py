@@ -109,11 +109,18 @@ class Board:
                 if charts != sent:
                     yield f"event: charts\ndata: {charts}\n\n"
                     sent = charts
-            async with self._changed:
-                try:
-                    await asyncio.wait_for(self._changed.wait_for(partial(self._newer_than, number)), _ALIVE)
-                except TimeoutError:
-                    yield ": alive\n\n"
+            if not await self._renewed(number):
+                yield ": alive\n\n"
+
+    async def _renewed(self, number: int) -> bool:
+        """Wait for a look after ``number``; return False if there is none for some seconds."""
+        try:
+            # In this task, not in one of its own as asyncio.wait_for does: a reader may go away at any time.
+            async with self._changed, asyncio.timeout(_ALIVE):
+                await self._changed.wait_for(partial(self._newer_than, number))
+        except TimeoutError:
+            return False
+        return True
 
 
 def frames(page: Page, pages: Mapping[str, Page]) -> tuple[str, str]:

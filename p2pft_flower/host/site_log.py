@@ -98,7 +98,8 @@ class SiteLog:
         if self._told is not None and (awaited is None or self._told != (awaited.peer, awaited.since)):
             peer, since = self._told
             self._write(
-                logging.INFO, f"{self._me}: {self._plan.called(peer)} has come after {now - since:.0f} s"
+                logging.INFO,
+                f"{self._me}: waits no longer for {self._plan.called(peer)}, after {now - since:.0f} s",
             )
             self._told = None
         if awaited is None:
@@ -114,10 +115,9 @@ class SiteLog:
     def _why(self, awaited: Awaited) -> str:
         if awaited.spoken is None:
             return "it has not spoken yet"
-        if awaited.spoken > self._silence / 2:
+        if awaited.spoken > min(_AT_LEAST, self._silence / 2):
             return (
-                f"nothing was heard from it for {awaited.spoken:.0f} s, and after {self._silence:g} s it is "
-                "lost (peer-timeout)"
+                f"silent for {awaited.spoken:.0f} s, and after {self._silence:g} s it is lost (peer-timeout)"
             )
         slow = f"it last spoke {awaited.spoken:.0f} s ago: slow, not lost"
         return slow if awaited.awaits is None else f"{slow}; it waits for {self._plan.called(awaited.awaits)}"

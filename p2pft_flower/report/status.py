@@ -143,7 +143,7 @@ def status_of(bulletins: Sequence[Bulletin], now: float) -> RunStatus:
         view=best.views[-1].number if best.views else 0,
         views=best.views,
         consensus_error=None if not apart else max(apart, key=lambda b: b.written).consensus_error,
-        left=_left(training, best.iterations - done),
+        left=_left([p for p in peers if p.peer in best.live], best.iterations - done),
         at_risk=at_risk,
         risk=risk,
         folder=best.folder,
@@ -250,7 +250,12 @@ def _reason(change: ViewChange, peer: int) -> str:
 
 
 def _left(training: Sequence[PeerStatus], iterations: int) -> float | None:
-    """Return the seconds to the end; peers go in step, so the slowest one's rate is that of all."""
+    """Return the seconds to the end; peers go in step, so the slowest one's rate is that of all.
+
+    None if that is not known, as while they wait for one that is slow, silent or gone: then they stand still.
+    """
+    if any(p.state in ("slow", "silent", "ended") for p in training):
+        return None
     rates = [p.rate for p in training if p.state not in ("unknown", "preparing", "silent", "finished")]
     if iterations == 0:
         return 0.0
@@ -259,9 +264,10 @@ def _left(training: Sequence[PeerStatus], iterations: int) -> float | None:
 
 def _risk(best: Bulletin, peers: Sequence[PeerStatus]) -> tuple[bool, str]:
     """Tell whether the result is at risk, and why, in a sentence."""
-    gone = [p.called for p in peers if p.state in ("lost", "ended")]
+    gone = [p.called for p in peers if p.peer not in best.live]
+    killed = [p.called for p in peers if p.state == "ended" and p.peer in best.live]
     silent = [p.called for p in peers if p.state == "silent"]
-    there = len(best.live) - len([p for p in peers if p.state == "ended" and p.peer in best.live])
+    there = len(best.live) - sum(p.state == "ended" and p.peer in best.live for p in peers)
     if all(p.state == "unknown" for p in peers):
         return False, "Nothing has been heard of the peers yet."
     parts = []
@@ -269,6 +275,11 @@ def _risk(best: Bulletin, peers: Sequence[PeerStatus]) -> tuple[bool, str]:
         parts.append(
             f"{_listed(gone)} {_is(gone)} gone: {there} of {best.n} peers go on, and learn nothing more from "
             f"the images there unless p2pft rejoin brings {'it' if len(gone) == 1 else 'them'} back"
+        )
+    if killed:
+        parts.append(
+            f"{_listed(killed)} {'was' if len(killed) == 1 else 'were'} killed: the others wait, and know of "
+            f"it after {best.silence:g} s without a word (peer-timeout)"
         )
     if silent:
         parts.append(f"{_listed(silent)} {_is(silent)} silent")
@@ -278,7 +289,7 @@ def _risk(best: Bulletin, peers: Sequence[PeerStatus]) -> tuple[bool, str]:
     if best.on_failure in ("continue", "wait"):
         several = "one more peer" if spare == 1 else f"{spare} more peers at once"
         parts.append("one more loss may end the run" if spare < 1 else f"the run bears the loss of {several}")
-    at_risk = bool(gone or silent or best.on_failure == "stop" or (best.on_failure and spare < 1))
+    at_risk = bool(gone or killed or silent or best.on_failure == "stop" or (best.on_failure and spare < 1))
     if not parts:
         return False, "The result is not at risk: no peer waits for another."
     return at_risk, f"The result is {'at risk' if at_risk else 'not at risk'}: {'; '.join(parts)}."

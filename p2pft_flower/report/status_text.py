@@ -49,7 +49,7 @@ def status_table(status: RunStatus, now: float) -> str:
         table.add_row(
             str(p.peer),
             printable(p.name),
-            f"{p.state} {p.why}" if p.state == "waiting" else p.state,
+            f"{p.state} {p.why}" if p.state == "waiting" else _word(p),
             _span(p.since),
             str(p.iteration),
             f"{p.rate:.2f}" if p.rate else "–",
@@ -75,6 +75,8 @@ def _sentences(status: RunStatus, now: float) -> list[str]:
     if status.left is not None and status.left > 0:
         at = time.strftime("%H:%M", time.localtime(now + status.left))
         lines.append(f"It is done in about {_span(status.left)}, at {at}, if it goes on like this.")
+    elif any(p.state in ("slow", "silent", "ended") for p in status.peers):
+        lines.append("The others wait for it: while the run stands still, when it is done is not known.")
     elif status.left is None:
         lines.append("When it is done is not known yet.")
     else:
@@ -82,8 +84,13 @@ def _sentences(status: RunStatus, now: float) -> list[str]:
     return lines
 
 
+def _word(peer: PeerStatus) -> str:
+    """Return a peer's state for people."""
+    return {"ended": "killed", "unknown": "not heard of yet"}.get(peer.state, peer.state)
+
+
 def _been(peer: PeerStatus) -> str:
-    state = "killed" if peer.state == "ended" else peer.state
+    state = _word(peer)
     return f"is {state}" if peer.since is None else f"has been {state} for {_span(peer.since)}"
 
 

@@ -418,3 +418,23 @@ def test_a_run_that_is_not_here_and_an_address_that_is_not_ours_are_refused(
     monkeypatch.chdir(there)
     done = CliRunner().invoke(app, ["dashboard", *words])
     assert (done.exit_code, said in done.stderr) == (code, True), done.stderr
+
+
+def test_a_reader_that_goes_away_while_it_waits_leaves_nothing_locked():
+    async def read_and_go():
+        board = Board(lambda now: {})
+        await board.renew()
+        readers = []
+        for _ in range(20):
+            stream = board.stream(None)
+            assert (await anext(stream)).startswith("event: nothing")
+            readers.append(asyncio.ensure_future(anext(stream)))
+        for reader in readers:
+            await asyncio.sleep(0)
+            reader.cancel()
+            await board.renew()
+        ends = await asyncio.gather(*readers, return_exceptions=True)
+        assert not [end for end in ends if isinstance(end, RuntimeError)]
+        await asyncio.wait_for(board.renew(), 10)
+
+    asyncio.run(read_and_go())

@@ -73,14 +73,15 @@ def test_it_is_told_when_the_waiting_is_over(site):
         log.waits(awaited(), now, rate=1.0)
     log.waits(None, 114.0, rate=1.0)
     log.waits(None, 115.0, rate=1.0)
-    assert lines[1:] == ["peer 0 (north): peer 3 (south) has come after 14 s"]
+    assert lines[1:] == ["peer 0 (north): waits no longer for peer 3 (south), after 14 s"]
 
 
 @pytest.mark.parametrize(
     ("spoken", "awaits", "reason"),
     [
         (None, None, "it has not spoken yet"),
-        (15.0, None, "nothing was heard from it for 15 s, and after 20 s it is lost (peer-timeout)"),
+        (15.0, None, "silent for 15 s, and after 20 s it is lost (peer-timeout)"),
+        (6.0, 0, "silent for 6 s, and after 20 s it is lost (peer-timeout)"),
         (1.0, 0, "it last spoke 1 s ago: slow, not lost; it waits for peer 0 (north)"),
     ],
 )

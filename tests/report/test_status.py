@@ -71,10 +71,11 @@ def test_of_a_run_in_good_order_nobody_is_slow_and_the_end_follows_from_the_slow
 def test_the_slow_peer_is_the_one_for_which_all_others_wait_in_the_end():
     waits = [peer(0, state="waiting", awaited=3, busy=12.0, heard=0.0, spoken=None)]
     waits.append(peer(3, state="waiting", awaited=2, busy=11.0))
-    _, peers = state_of(bulletin(*waits))
+    status, peers = state_of(bulletin(*waits))
     assert [p for p in peers if peers[p].state == "slow"] == [2]
     assert "has waited 12 s for it" in peers[2].why
     assert peers[0].why == "for peer 3 (west)"
+    assert status.left is None, "as long as all wait for one, no rate tells the end"
 
 
 def test_what_a_silent_peer_said_last_blames_nobody_and_its_own_machine_says_that_it_stands_still():
@@ -158,10 +159,16 @@ def test_it_is_a_risk_if_one_more_loss_ends_the_run(fields, risk):
 
 def test_a_killed_process_of_this_machine_has_ended_and_its_neighbours_know_the_rest():
     dead = bulletin(own=(1,), alive=False, written=NOW - 9)
-    _, peers = state_of(dead, bulletin())
+    status, peers = state_of(dead, bulletin())
     assert (peers[1].state, peers[1].since) == ("ended", 9.0)
     assert "was killed" in peers[1].why
     assert peers[2].state == "computing"
+    assert "peer 1 (east) was killed: the others wait, and know of it after 30 s" in status.risk
+    assert "go on" not in status.risk
+    assert status.left is None
+    text = status_table(status, NOW)
+    assert "peer 1 (east) has been killed for 9 s" in text
+    assert "while the run stands still, when it is done is not known" in text
 
 
 def test_news_are_taken_from_where_they_are_newest_and_grow_old_with_the_file():
