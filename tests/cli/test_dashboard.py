@@ -420,21 +420,20 @@ def test_a_run_that_is_not_here_and_an_address_that_is_not_ours_are_refused(
     assert (done.exit_code, said in done.stderr) == (code, True), done.stderr
 
 
-def test_a_reader_that_goes_away_while_it_waits_leaves_nothing_locked():
-    async def read_and_go():
+def test_a_reader_that_stops_reading_holds_up_no_other_one(monkeypatch):
+    monkeypatch.setattr(dashboard_server, "_ALIVE", 0.01)
+
+    async def read_and_stop():
         board = Board(lambda now: {})
         await board.renew()
-        readers = []
-        for _ in range(20):
-            stream = board.stream(None)
+        stops, reads = board.stream(None), board.stream(None)
+        for stream in (stops, reads):
             assert (await anext(stream)).startswith("event: nothing")
-            readers.append(asyncio.ensure_future(anext(stream)))
-        for reader in readers:
-            await asyncio.sleep(0)
-            reader.cancel()
-            await board.renew()
-        ends = await asyncio.gather(*readers, return_exceptions=True)
-        assert not [end for end in ends if isinstance(end, RuntimeError)]
-        await asyncio.wait_for(board.renew(), 10)
+            assert await anext(stream) == ": alive\n\n"
+        await board.renew()  # while one of them is not read any more
+        assert (await anext(reads)).startswith("event: nothing")
 
-    asyncio.run(read_and_go())
+    async def in_time():
+        await asyncio.wait_for(read_and_stop(), 30)
+
+    asyncio.run(in_time())
