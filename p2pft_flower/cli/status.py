@@ -37,8 +37,9 @@ def status(
     """Tell who of a run is slow, who is lost, whether the result is at risk, and when it is done.
 
     A site knows this from the other peers' gossip, so it needs neither SuperLink nor coordinator; the
-    coordinator of a deployment knows it if the run has an observer-address. P2PFT_HOME must be the
-    SuperNode's. A process that was killed is shown with its last words, for a day.
+    coordinator of a deployment knows it from the peers that it can reach, or that report to it
+    (observer-address). P2PFT_HOME must be the SuperNode's. A process that was killed is shown with its last
+    words, for a day.
 
     Exit codes: 0 a run was found (with --watch: its end was seen); 1 no run trains here.
     """
@@ -59,25 +60,22 @@ def status(
         while found:
             typer.echo(_text(found, as_json))
             time.sleep(_REFRESH if as_json else _PLAIN_REFRESH)
-            found = [s for s in _look(run) if _trains(s)]
+            found = _look(run, living=True)
         return
     with Live(Text(_text(found, as_json)), console=console, screen=False, auto_refresh=False) as live:
         while found:
             live.update(Text(_text(found, as_json)), refresh=True)
             time.sleep(_REFRESH)
-            found = [s for s in _look(run) if _trains(s)]
+            found = _look(run, living=True)
 
 
-def _look(run: str | None) -> list[RunStatus]:
+def _look(run: str | None, *, living: bool = False) -> list[RunStatus]:
+    """Return the state of each run of this machine; if ``living``, of those with a process that lives."""
     by_run: dict[str, list[Bulletin]] = {}
     for bulletin in bulletins(run):
         by_run.setdefault(bulletin.run, []).append(bulletin)
-    return [status_of(told, time.time()) for told in by_run.values()]
-
-
-def _trains(status: RunStatus) -> bool:
-    """Tell whether a process of the run is left on this machine."""
-    return any(b.alive for b in bulletins(status.run))
+    shown = (told for told in by_run.values() if not living or any(b.alive for b in told))
+    return [status_of(told, time.time()) for told in shown]
 
 
 def _text(found: list[RunStatus], as_json: bool) -> str:

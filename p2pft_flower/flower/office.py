@@ -155,6 +155,9 @@ class Office:
         except DataError as error:
             log.warning("a report was left out: %s", error)
             return None
+        if not self._member_of.keys() >= {*change.peers, *change.lost, *change.joined}:
+            log.warning("a change of view by peer %d that names peers of no run was left out", peer)
+            return None
         with self._lock:
             known = self._views.get(change.number)
             # The hosts' changes differ in what each has seen itself of those that are lost.

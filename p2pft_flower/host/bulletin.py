@@ -95,7 +95,7 @@ class BulletinWriter:
         """
         live = tuple(views[-1].peers) if views else self._all
         self._history.hear(heard)
-        error = self._consensus(heard, live)
+        apart = self._consensus(heard, live)
         bulletin = Bulletin(
             run=self._run,
             n=self._n,
@@ -116,7 +116,7 @@ class BulletinWriter:
                 for p, m in sorted((p, m) for m, peers in self._hosts.items() for p in peers)
             ),
             views=tuple(views[-_VIEWS:]),
-            consensus_error=error,
+            consensus_error=apart,
             edges=_edges(heard, live, views),
             history=self._history.scores,
             apart=self._history.apart,

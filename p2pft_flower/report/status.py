@@ -127,7 +127,7 @@ def status_of(bulletins: Sequence[Bulletin], now: float) -> RunStatus:
         The time, Unix seconds.
     """
     best = max(bulletins, key=lambda b: (b.alive, len(b.views), bool(b.own), b.written))
-    told = {p: _newest(bulletins, p, now) for p in sorted({p.peer for b in bulletins for p in b.peers})}
+    told = _newest(bulletins, now)
     slow = _slow(told, best)
     peers = tuple(_peer_status(p, told[p], bulletins, best, slow, now) for p in told)
     training = [p for p in peers if p.peer in best.live and p.state not in ("lost", "ended")]
@@ -150,21 +150,22 @@ def status_of(bulletins: Sequence[Bulletin], now: float) -> RunStatus:
     )
 
 
-def _newest(bulletins: Sequence[Bulletin], peer: int, now: float) -> PeerNow:
-    """Return what is known of ``peer`` from the bulletin with its latest news, its times as of ``now``."""
-    known = []
+def _newest(bulletins: Sequence[Bulletin], now: float) -> dict[int, PeerNow]:
+    """Return what is known of each peer, ascending, from the bulletin with its latest news, as of ``now``."""
+    known: dict[int, list[PeerNow]] = {}
     for b in bulletins:
         passed = max(0.0, now - b.written)
         for p in b.peers:
-            if p.peer != peer:
-                continue
-            heard = math.inf if p.heard is None else p.heard + passed
+            heard = None if p.heard is None else p.heard + passed
             spoken = None if p.spoken is None else p.spoken + passed
-            busy = p.busy + (heard if p.heard is not None else 0.0)
-            known.append((heard, msgspec.structs.replace(p, busy=busy, spoken=spoken)))
-    heard, newest = min(known, key=lambda pair: pair[0])
-    spoken = min((p.spoken for _, p in known if p.spoken is not None), default=None)
-    return msgspec.structs.replace(newest, heard=None if math.isinf(heard) else heard, spoken=spoken)
+            aged = msgspec.structs.replace(p, heard=heard, spoken=spoken, busy=p.busy + (heard or 0.0))
+            known.setdefault(p.peer, []).append(aged)
+    newest = {}
+    for peer, told in sorted(known.items()):
+        latest = min(told, key=lambda p: math.inf if p.heard is None else p.heard)
+        spoken = min((p.spoken for p in told if p.spoken is not None), default=None)
+        newest[peer] = msgspec.structs.replace(latest, spoken=spoken)
+    return newest
 
 
 def _quiet(now: PeerNow, best: Bulletin) -> float | None:
@@ -254,11 +255,11 @@ def _left(training: Sequence[PeerStatus], iterations: int) -> float | None:
 
     None if that is not known, as while they wait for one that is slow, silent or gone: then they stand still.
     """
-    if any(p.state in ("slow", "silent", "ended") for p in training):
-        return None
-    rates = [p.rate for p in training if p.state not in ("unknown", "preparing", "silent", "finished")]
     if iterations == 0:
         return 0.0
+    if any(p.state in ("slow", "silent", "ended") for p in training):
+        return None
+    rates = [p.rate for p in training if p.state not in ("unknown", "preparing", "finished")]
     return iterations / min(rates) if rates and min(rates) > 0 else None
 
 
