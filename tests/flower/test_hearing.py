@@ -18,9 +18,11 @@ from p2pft_flower.host.host import Host
 from p2pft_flower.keeping.bulletins import bulletins
 from p2pft_flower.keeping.progress import Progress
 from p2pft_flower.report.status import status_of
-from p2pft_flower.transport import Gossip, Looker, digest_of, new_key
+from p2pft_flower.transport import Gossip, Looker, PeerScores, digest_of, new_key
+from p2pft_flower.typed import encoded
 from tests.host.hosts import ALONE, RING, tcp, until
 from tests.host.quadratic import Quadratics, plans, with_settings
+from tests.journals import made_line
 
 ITERATIONS = 40
 KEY = new_key()
@@ -135,6 +137,20 @@ def test_of_several_answers_to_a_look_each_peers_own_word_counts_whoever_answers
         reports, _ = there.hear(answers[p] for p in (3, 1, 0, 2))
     assert [(r.peer, r.iteration) for r in reports] == [(p, 20) for p in range(4)]
     assert all(r.sketch is not None for r in reports)
+
+
+def test_the_office_takes_a_hosts_word_on_its_own_peers_and_views_of_the_runs_peers_only(
+    training, tmp_path, caplog
+):
+    own = [PeerScores(peer=p, iteration=10, loss=1.0, accuracy=0.5, sketch=[0.0] * 128) for p in (2, 3)]
+    there = office(training, tmp_path)
+    views = [encoded(made_line("view", peers=peers, why={})) for peers in ((0, 1, 2, 9), (0, 1, 2))]
+    reports, changes = there.hear([Gossip(sender=2, own_scores=own, view_changes=views)])
+    assert [r.peer for r in reports] == [2]
+    assert [c.peers for c in changes] == [(0, 1, 2)]
+    assert "names peers of no run" in caplog.text
+    odd = PeerScores(peer=2, iteration=ITERATIONS + 1, loss=1.0, accuracy=0.5)
+    assert there.hear([Gossip(sender=2, own_scores=[odd])]) == ([], [])
 
 
 def _evaluated(host):

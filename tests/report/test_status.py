@@ -81,7 +81,7 @@ def test_the_slow_peer_is_the_one_for_which_all_others_wait_in_the_end():
 def test_what_a_silent_peer_said_last_blames_nobody_and_its_own_machine_says_that_it_stands_still():
     waits = peer(0, state="waiting", awaited=3, busy=12.0, heard=0.0, spoken=None)
     stands_still = bulletin(
-        peer(3, state="waiting", awaited=2, busy=1.0, heard=0.0, spoken=None), own=(3,), written=NOW - 14
+        peer(3, state="waiting", awaited=2, busy=1.0, heard=0.0, spoken=None), own=(3,), written=NOW - 13
     )
     _, peers = state_of(bulletin(waits, peer(3, spoken=14.0, heard=14.0)), stands_still)
     assert (peers[3].state, peers[3].since) == ("silent", 14.0)
