@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -207,8 +208,10 @@ def _write(
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             partial.write_text(text, encoding="utf-8")
-            os.replace(partial, path)  # noqa: PTH105 - a reader sees the whole file or none
+            partial.replace(path)  # a reader sees the whole file or none
         except OSError as error:
+            with contextlib.suppress(OSError):  # the folder may be at fault
+                partial.unlink(missing_ok=True)
             raise DataError(f"{path} cannot be written ({error.strerror})") from error
     return list(texts)
 
