@@ -9,7 +9,6 @@ from hashlib import sha256
 from typing import Annotated, Any
 
 import msgspec
-import networkx as nx
 
 from p2pft_flower.config import RunConfig
 from p2pft_flower.errors import DataError, called
@@ -295,6 +294,8 @@ def greetings(view: View, hosts: Iterable[Collection[int]]) -> int:
     hosts : iterable of collection of int
         The peers of each host.
     """
+    import networkx as nx
+
     host_of = {p: number for number, peers in enumerate(hosts) for p in peers}
     between = nx.Graph((host_of[j], host_of[i]) for i in host_of for j in view.row(i))
     return max(1, int(nx.diameter(between)))

@@ -19,7 +19,6 @@ from p2pft_flower.cli.connections import connection_names
 from p2pft_flower.config import CHOICES, TRANSPORTS, config_keys
 from p2pft_flower.errors import ConfigError
 from p2pft_flower.flower.strategies import strategy_names
-from p2pft_flower.topology.generators import GENERATORS
 from p2pft_flower.topology.sources import shipped
 
 __all__ = ["BashComplete", "complete_connections", "complete_graphs", "complete_settings"]
@@ -120,6 +119,8 @@ def complete_settings(incomplete: str) -> list[str]:
 
 def complete_graphs(incomplete: str) -> list[str]:
     """Return offers for a graph: the shipped graphs, and an example of each generator."""
+    from p2pft_flower.topology.generators import GENERATORS
+
     names = [*shipped(), *(generator.example for generator in GENERATORS.values())]
     return [name for name in names if name.startswith(incomplete)]
 

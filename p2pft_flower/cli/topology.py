@@ -17,7 +17,6 @@ from p2pft_flower.cli.completion import complete_graphs
 from p2pft_flower.cli.topology_audit import audit_graph
 from p2pft_flower.errors import ConfigError, TopologyError
 from p2pft_flower.topology import Graph
-from p2pft_flower.topology.generators import GENERATORS
 from p2pft_flower.topology.schedule import STATIC, scheduled
 from p2pft_flower.topology.sources import shipped
 
@@ -106,6 +105,8 @@ def list_graphs() -> None:
         )
     console.print(table)
     console.print()
+    from p2pft_flower.topology.generators import GENERATORS
+
     table = Table(title="Generators", title_justify="left")
     for header in ("spec", "example", "graph"):
         table.add_column(header, overflow="fold")

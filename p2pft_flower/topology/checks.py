@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
-from scipy.sparse.csgraph import connected_components
 
 from p2pft_flower.errors import TopologyError
 from p2pft_flower.typed import MAX_PEERS
@@ -206,6 +205,8 @@ def _refuse_range(W: npt.NDArray[np.float64], names: tuple[str, ...]) -> None:
 
 
 def _refuse_disconnected(W: npt.NDArray[np.float64], names: tuple[str, ...]) -> None:
+    from scipy.sparse.csgraph import connected_components
+
     sends = np.ascontiguousarray(W.T > 0)  # sends[j, i]: edge j → i; scipy wants C order
     count, part = connected_components(sends, directed=True, connection="strong")
     if count == 1:

@@ -17,16 +17,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
-import networkx as nx
 import numpy as np
 import numpy.typing as npt
-from scipy.sparse.csgraph import shortest_path
 
 from p2pft_flower.errors import TopologyError
 from p2pft_flower.topology import checks, sources
 from p2pft_flower.topology.turn import Turn, by_columns, by_rows, cycle, stationary
+
+if TYPE_CHECKING:
+    import networkx as nx
 
 __all__ = ["Graph", "GraphParts"]
 
@@ -275,6 +276,8 @@ class Graph:
     @cached_property
     def diameter(self) -> int:
         """The longest of the shortest directed paths between two peers, in edges."""
+        from scipy.sparse.csgraph import shortest_path
+
         return int(shortest_path(np.ascontiguousarray(self.W.T > 0), unweighted=True).max())
 
     @property
@@ -333,6 +336,8 @@ class Graph:
 
         Like :attr:`edges` it has no self-loops.
         """
+        import networkx as nx
+
         graph = nx.DiGraph(name=self.name)
         for i, (name, address) in enumerate(zip(self.peer_names, self.addresses, strict=True)):
             graph.add_node(i, name=name, address=address, self_weight=float(self.W[i, i]))

@@ -8,7 +8,6 @@ from pathlib import Path
 from p2pft_flower.errors import TopologyError
 from p2pft_flower.resources import resource_dir
 from p2pft_flower.topology.files import Source, read
-from p2pft_flower.topology.generators import GENERATORS, is_spec, weights_from_spec
 
 __all__ = ["find", "shipped"]
 
@@ -44,6 +43,8 @@ def find(x: str | Path) -> Source:
         return read(names[text])
     if text and ("/" in text or text.endswith(_SUFFIXES) or _is_file(Path(text))):
         return _from_file(Path(text))
+    from p2pft_flower.topology.generators import GENERATORS, is_spec, weights_from_spec
+
     if is_spec(text):
         return Source(origin=repr(text), name=text, W=weights_from_spec(text))
     close = difflib.get_close_matches(text, [*names, *GENERATORS], n=1)

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy.sparse.csgraph import connected_components
 
 from p2pft_flower.errors import TopologyError
 from p2pft_flower.topology.graph import Graph
@@ -78,6 +77,8 @@ class View:
             raise TopologyError(f"none of the {graph.n} peers of {graph.name} is left")
         if not gone and not cut:
             return cls.whole(graph)
+        from scipy.sparse.csgraph import connected_components
+
         turns = np.stack(graph.turns or (graph.W,))
         past = _without_edges(_joined(turns, gone), cut)
         candidates = [_without_edges(turns, cut), past]
