@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
-from pathlib import Path
+import sys
+import threading
 
 import pytest
 from safetensors import safe_open
@@ -14,39 +14,28 @@ from p2pft_flower.cli import app
 from p2pft_flower.cli.evaluate import texts_elsewhere
 from p2pft_flower.errors import P2PFTError
 from p2pft_flower.flower import client
+from p2pft_flower.lab.ports import free_ports
 from p2pft_flower.learning.model.tower_names import GLYPH_CLIP
-from p2pft_flower.report.collected import collect_results, find_peers
 from p2pft_flower.report.results import read_results
 from tests.letters import write_names
 
-from .deployment import Deployment
-from .engine import run_app
+from .engine import Engine, run_app
 from .sameness import same_run
 from .test_resume import killed_after
 
-ROOT = Path(__file__).resolve().parents[2]
-
 CLIP = {"model": GLYPH_CLIP, "head": "text", "text_tower": GLYPH_CLIP}
 
-# The Python of a site that runs this first has no open_clip.
-WITHOUT = """
-import sys
 
-class Without:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] == "open_clip":
-            raise ModuleNotFoundError(f"No module named {name!r}")
-
-sys.meta_path.insert(0, Without())
-"""
+def forget():
+    """Let the next run be as in a process of its own."""
+    client.workload.cache_clear()
+    client.holdings.cache_clear()
+    client._facts.cache_clear()
 
 
 @pytest.fixture(autouse=True)
 def _fresh():
-    """As in a process of its own."""
-    client.workload.cache_clear()
-    client.holdings.cache_clear()
-    client._facts.cache_clear()
+    forget()
 
 
 @pytest.fixture
@@ -114,30 +103,50 @@ def test_names_that_do_not_fit_end_a_run_before_it_begins(names, tmp_path):
     assert not (tmp_path / "run" / "peers").exists()
 
 
-class Unlike(Deployment):
-    """Two sites, of which the second has no open_clip, but a file of text embeddings."""
+class Site(threading.local):
+    """Which node's ClientApp runs in this thread."""
 
-    def node_config(self, peer):
-        own = f' text-embeddings="{self.folder.parent}/t.safetensors"' if peer == 1 else ""
-        return super().node_config(peer) + own
-
-    def _start(self, name, command):
-        if name == "supernode-1":
-            places = os.pathsep.join([str(self.folder.parent / "without"), str(ROOT)])
-            command = ["env", f"PYTHONPATH={places}", *command]
-        return super()._start(name, command)
+    node = None
 
 
-@pytest.mark.timeout(600)
+class Guarded:
+    """open_clip, or a module of it, which one site has not installed."""
+
+    def __init__(self, module, site):
+        self._module, self._site = module, site
+
+    def __getattr__(self, name):
+        if self._site.node == 1:
+            raise ModuleNotFoundError("No module named 'open_clip'")
+        return getattr(self._module, name)
+
+
+@pytest.fixture
+def _second_site_has_no_open_clip(monkeypatch):
+    site = Site()
+    execute = Engine._execute
+
+    def executed(self, message):
+        site.node = message.metadata.dst_node_id - 1000
+        return execute(self, message)
+
+    monkeypatch.setattr(Engine, "_execute", executed)
+    for name in [name for name in sys.modules if name.partition(".")[0] == "open_clip"]:
+        monkeypatch.setitem(sys.modules, name, Guarded(sys.modules[name], site))
+
+
+@pytest.mark.usefixtures("_second_site_has_no_open_clip")
 def test_a_site_with_embeddings_alone_takes_part_beside_one_with_a_tower(names, tmp_path):
     words = (f"text-tower={GLYPH_CLIP}", f"class-names={names}")
     invoke("text-embeddings", tmp_path / "t.safetensors", *words, "--json")
-    (tmp_path / "without").mkdir()
-    (tmp_path / "without" / "sitecustomize.py").write_text(WITHOUT)
+    sites = [{"peer-id": p, "peer-address": f"127.0.0.1:{port}"} for p, port in enumerate(free_ports(2))]
     settings = {**CLIP, "class_names": str(names), "tune": "head", "learning_rate": 0.02, "iterations": 40}
-    with Unlike(tmp_path / "deployment", 2) as deployment:
-        run = deployment.run(**settings, partition="classes:0-4,5-9")
-        assert deployment.ended(run)["status"] == "finished:completed", deployment.said()
-        results = collect_results(find_peers([output / run for output in deployment.outputs]))
+    settings |= {"topology": "ring:2", "partition": "classes:0-4,5-9", "slots": 2, "node_configs": sites}
+    with pytest.raises(P2PFTError, match=r"peer 1 .*No module named 'open_clip'"):
+        run_app(tmp_path / "refused", **settings)
+    sites[1]["text-embeddings"] = str(tmp_path / "t.safetensors")
+    forget()
+    run_app(tmp_path / "run", **settings)
+    results = read_results(tmp_path / "run")
     assert results["history"][0]["accuracy"][0] == results["history"][0]["accuracy"][1]
     assert min(results["history"][-1]["accuracy"]) > 0.4

@@ -57,6 +57,9 @@ OVER = "was told to end (SIGINT); the site stopped it, or its SuperNode is gone"
 # Flower lets a SuperNode that was killed go only when its heartbeats have failed to come for a minute.
 PATIENT = {"meet_timeout": 300.0}
 
+TWO = (0, 1)
+"""Who is left when site 2 has died; what needs no third site comes then, since each costs processor time."""
+
 
 @pytest.fixture(scope="module")
 def deployment(tmp_path_factory):
@@ -118,12 +121,12 @@ def test_a_problem_without_torch_is_trained_without_torch_in_any_process(deploym
     assert imported.isdisjoint({"torch", "timm", "torchvision", "matplotlib", "sklearn"})
 
 
-def all_stop(deployment, run, reason):
+def all_stop(deployment, run, reason, *peers):
     """Wait until all ClientApps have left, each having said why in its log; and the ports are free."""
     wait_until(lambda: not deployment.processes("flwr-clientapp"), "ClientApps end", said=deployment.said)
-    for peer in range(3):
+    for peer in peers:
         left(deployment, run, peer, reason)
-    times = [deployment.lines(run, peer, "failed")[0]["time"] for peer in range(3)]
+    times = [deployment.lines(run, peer, "failed")[0]["time"] for peer in peers]
     assert max(times) - min(times) < LEAVE
 
 
@@ -135,42 +138,7 @@ def left(deployment, run, peer, reason):
     socket.create_server(("127.0.0.1", deployment.ports[peer])).close()
 
 
-def test_flwr_stop_ends_all_peers(deployment, tmp_path):
-    folder = tmp_path / "results"
-    run = deployment.run(**FOR_EVER, output_dir=str(folder))
-    deployment.trains(run)
-    deployment.flwr("stop", run, "test")
-    all_stop(deployment, run, "the run was stopped (flwr stop)")
-    wait_until((folder / FILE).exists, "the coordinator writes its results", said=deployment.said)
-    results = read_results(folder)
-    assert results["status"] == "stopped"
-    assert results["error"] == "the run was stopped by flwr stop or Ctrl-C (SIGINT)"
-
-
-def test_a_peer_ends_with_its_sites_own_executor_and_where_peers_do_not_go_on_so_do_all(deployment):
-    run = deployment.run(**FOR_EVER, on_failure="stop")
-    deployment.trains(run)
-    parents = [p.ppid() for p in deployment.processes("flwr-clientapp")]
-    assert parents.count(deployment.superexecs[1].pid) == 1
-    deployment.kill_superexec(1)
-    all_stop(deployment, run, OVER)
-    assert deployment.ended(run)["status"] == "finished:failed"
-    deployment.start_superexec(1)  # as a service manager does; the SuperNode is not restarted
-
-
-def test_a_sites_command_ends_all_peers(deployment, tmp_path):
-    folder = tmp_path / "results"
-    run = deployment.run(**FOR_EVER, output_dir=str(folder))
-    deployment.trains(run)
-    assert f"run {run}: peer 0 has ended" in deployment.p2pft("stop", run)
-    all_stop(deployment, run, "the run was stopped at a site of it (p2pft stop, SIGTERM)")
-    assert deployment.ended(run)["status"] == "finished:failed"
-    results = read_results(folder)
-    assert (results["status"], results["views"]) == ("stopped", [])
-    assert "(p2pft stop, SIGTERM)" in results["error"]
-
-
-def test_a_run_that_is_stopped_after_a_loss_ends_at_once_with_a_table_of_all_its_peers(
+def test_a_sites_command_ends_all_peers_at_once_also_after_a_loss_with_a_table_of_them_all(
     deployment, tmp_path, monkeypatch
 ):
     settings = {
@@ -186,9 +154,10 @@ def test_a_run_that_is_stopped_after_a_loss_ends_at_once_with_a_table_of_all_its
     os.kill(victim.pid, signal.SIGKILL)  # its SuperNode does not notice for a minute
     for peer in (0, 1):
         wait_until(lambda peer=peer: deployment.lines(run, peer, "view"), "it goes on", said=deployment.said)
-    deployment.p2pft("stop", run)
+    assert f"run {run}: peer 0 has ended" in deployment.p2pft("stop", run)
     begin = time.monotonic()
-    deployment.ended(run)
+    all_stop(deployment, run, "the run was stopped at a site of it (p2pft stop, SIGTERM)", 0, 1)
+    assert deployment.ended(run)["status"] == "finished:failed"
     assert time.monotonic() - begin < 15
     results = read_results(tmp_path)
     assert results["status"] == "stopped"
@@ -267,6 +236,29 @@ def test_a_site_that_died_comes_back_and_all_peers_train_to_the_end(deployment, 
     assert found["history"][-1]["accuracy"][2] is not None
 
 
+def test_flwr_stop_ends_all_peers(deployment, tmp_path):
+    folder = tmp_path / "results"
+    run = deployment.run(**FOR_EVER, **PATIENT, topology="ring:2", output_dir=str(folder))
+    deployment.trains(run, *TWO)
+    deployment.flwr("stop", run, "test")
+    all_stop(deployment, run, "the run was stopped (flwr stop)", *TWO)
+    wait_until((folder / FILE).exists, "the coordinator writes its results", said=deployment.said)
+    results = read_results(folder)
+    assert results["status"] == "stopped"
+    assert results["error"] == "the run was stopped by flwr stop or Ctrl-C (SIGINT)"
+
+
+def test_a_peer_ends_with_its_sites_own_executor_and_where_peers_do_not_go_on_so_do_all(deployment):
+    run = deployment.run(**FOR_EVER, **PATIENT, topology="ring:2", on_failure="stop")
+    deployment.trains(run, *TWO)
+    parents = [p.ppid() for p in deployment.processes("flwr-clientapp")]
+    assert parents.count(deployment.superexecs[1].pid) == 1
+    deployment.kill_superexec(1)
+    all_stop(deployment, run, OVER, *TWO)
+    assert deployment.ended(run)["status"] == "finished:failed"
+    deployment.start_superexec(1)  # as a service manager does; the SuperNode is not restarted
+
+
 def kill_the_serverapp(deployment):
     (server,) = deployment.processes("flwr-serverapp")
     server.kill()
@@ -283,19 +275,17 @@ def kill_the_superlink(deployment):
 
 
 def test_nothing_that_happens_to_the_server_changes_anything_for_the_peers(deployment):
-    """The last one: nothing is left of the server. Two sites, since the third has died."""
-    deployment.kill_supernode(2)
+    """The last one: nothing is left of the server."""
     run = deployment.run(problem=SLOW, topology="ring:2", iterations=600, evaluate_every=20, **PATIENT)
-    peers = (0, 1)
-    deployment.trains(run, *peers)
+    deployment.trains(run, *TWO)
     for harm in (kill_the_serverapp, cut_the_network, kill_the_superlink):
-        seen = [len(deployment.lines(run, peer, "evaluation")) for peer in peers]
+        seen = [len(deployment.lines(run, peer, "evaluation")) for peer in TWO]
         harm(deployment)
-        for peer in peers:
+        for peer in TWO:
             wait_until(
                 lambda peer=peer, seen=seen: len(deployment.lines(run, peer, "evaluation")) > seen[peer] + 1,
                 f"peer {peer} trains on after {harm.__name__}",
                 said=deployment.said,
             )
-        assert not any(deployment.lines(run, peer, "end") for peer in peers), harm.__name__
-    collected(deployment, run, *peers)
+        assert not any(deployment.lines(run, peer, "end") for peer in TWO), harm.__name__
+    collected(deployment, run, *TWO)
