@@ -22,9 +22,11 @@ EXIT_USAGE = 2
 
 
 def rejoin(
+    *,
     run: Annotated[
-        str, typer.Argument(help="The run's id, or its name: its folder in the site's output-dir has both.")
-    ],
+        str | None,
+        typer.Argument(help="The run's id, or its name: its folder in the site's output-dir has both."),
+    ] = None,
     node_config: Annotated[str, typer.Option(help="The same text or TOML file as the site's SuperNode has.")],
     folder: Annotated[
         Path | None,
@@ -33,6 +35,14 @@ def rejoin(
             help="The run's own folder here; needed if the run-config's output-dir chose it.",
         ),
     ] = None,
+    interrupted: Annotated[
+        bool,
+        typer.Option(
+            "--interrupted",
+            help="Without RUN: rejoin the site's last run if it was interrupted, else say so and exit 0. "
+            "For a service that starts with the machine (deploy/systemd/p2pft-rejoin.service).",
+        ),
+    ] = False,
 ) -> None:
     """Start a site's peer of a deployed run again while the others train, without a server or SuperNode.
 
@@ -40,12 +50,20 @@ def rejoin(
     journal and its model are in the run's folder. SIGTERM and Ctrl-C end it alone, as at any site; once it
     has rejoined, p2pft stop ends the whole run.
 
-    Exit codes: 0 it has trained to the end; 1 it could not rejoin before rejoin-deadline, or it failed or was
-    stopped; 2 it was not started, with the reason.
+    Exit codes: 0 it has trained to the end, or --interrupted found nothing to rejoin; 1 it could not rejoin
+    before rejoin-deadline, or it failed or was stopped; 2 it was not started, with the reason.
     """
     log_to_stream()
     try:
         site = Site.parse(node_config)
+        _one_of(run, folder, interrupted=interrupted)
+        if run is None:
+            found = site.interrupted()
+            if isinstance(found, str):
+                typer.echo(f"there is nothing to rejoin: {found}")
+                return
+            run, folder = found.run, found.folder
+            typer.echo(found.note)
         from p2pft_flower.flower import client  # Flower takes a second to import
 
         outcome, where = client.rejoin(run, site, folder)
@@ -60,3 +78,10 @@ def rejoin(
         f"{number(scored(outcome.accuracy))}; its journal and its model are in {where / 'peers'}; "
         "p2pft collect joins the results of all peers"
     )
+
+
+def _one_of(run: str | None, folder: Path | None, *, interrupted: bool) -> None:
+    if interrupted and (run is not None or folder is not None):
+        raise ConfigError("--interrupted finds the run by itself: leave RUN and --output-dir out")
+    if not interrupted and run is None:
+        raise ConfigError("which run? Give its id or its name, or --interrupted for the site's last one")

@@ -408,6 +408,7 @@ def rejoin(run: str, site: Site, folder: Path | None = None) -> tuple[Outcome, P
         if note:
             log.info("%s", note)
     folder = folder.expanduser().absolute()
+    log.info("peer %d is to rejoin run %s: it reads its plan, its data and its model", site.peer_id, run)
     plan = dataclasses.replace(kept_plan(folder, run, site.peer_id), output_dir=str(folder))
     told = {} if plan.facts is None else plan.facts.versions
     if differing := [

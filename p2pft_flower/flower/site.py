@@ -15,6 +15,7 @@ from p2pft_flower.errors import ConfigError
 from p2pft_flower.flower.metrics import require_metrics
 from p2pft_flower.host.wires import Access
 from p2pft_flower.keeping.folders import require_writable
+from p2pft_flower.keeping.rejoining import interrupted
 from p2pft_flower.keeping.run_folders import Found, find_run, folder_name
 from p2pft_flower.learning.data.dataset_names import refuse_data_dir
 from p2pft_flower.report.results import default_output_dir, runs_folder
@@ -273,8 +274,15 @@ class Site:
             When ``wanted`` is no plain name.
         """
         self._check_id(wanted)
-        above = Path(self.output_dir).expanduser() if self.output_dir else runs_folder()
+        above = self._runs()
         return find_run(above, wanted) or Found(wanted, above / wanted)
+
+    def interrupted(self) -> Found | str:
+        """Return what :func:`~p2pft_flower.keeping.rejoining.interrupted` finds among the site's runs."""
+        return interrupted(self._runs(), self.peer_id)
+
+    def _runs(self) -> Path:
+        return Path(self.output_dir).expanduser() if self.output_dir else runs_folder()
 
     def writable_folder(self, run: str, chosen: str, name: str = "") -> Path:
         """Return :meth:`output_folder`, after a check that files can be written to it.

@@ -1,4 +1,4 @@
-"""The plan that a deployed host keeps beside its peer's journal, so that the host can be started again."""
+"""What a deployed host keeps so that it can be started again: its plan; and whether it was interrupted."""
 
 from __future__ import annotations
 
@@ -10,10 +10,14 @@ from p2pft_flower.errors import Cause, ConfigError, DataError
 from p2pft_flower.keeping.folders import read_private, replacing
 from p2pft_flower.keeping.journal import by_run, read_whole_lines
 from p2pft_flower.keeping.lines import AnyLine, Failed, Outcome
+from p2pft_flower.keeping.run_folders import Found, begun_by_journal, split_name
 from p2pft_flower.keeping.running import running
 from p2pft_flower.plan import Plan
 
-__all__ = ["kept_plan", "plan_file", "save_plan"]
+__all__ = ["interrupted", "kept_plan", "plan_file", "save_plan"]
+
+_OVER = (Cause.STOPPED.name, Cause.HEARSAY.name, Cause.RUN.name)
+"""Causes of a failure after which nobody trains the run any more."""
 
 _LARGEST = 2**29
 """The most bytes of a plan: the plan of a run of 4096 peers has their whole graph."""
@@ -97,6 +101,48 @@ def kept_plan(folder: Path, run: str, peer: int) -> Plan:
             last.error,
         )
     return plan
+
+
+def interrupted(above: Path, peer: int) -> Found | str:
+    """Return the run that ``peer`` trained last on this machine, if it was interrupted; else say why not.
+
+    It was interrupted if the peer's last life has no end, as after a power cut, or if the peer left the
+    others for a reason of its own site, as when the machine is shut down. Earlier runs do not count: this
+    one began after them.
+
+    Parameters
+    ----------
+    above : Path
+        The folder that holds the runs' folders.
+    peer : int
+        The peer.
+
+    Returns
+    -------
+    Found or str
+        The run; or a sentence for people.
+
+    Raises
+    ------
+    DataError
+        If the journal of that run cannot be read.
+    """
+    journals = above.glob(f"*/peers/peer-{peer}.jsonl")
+    begun = {path.parent.parent: begun_by_journal(path.parent.parent) for path in journals}
+    if not begun:
+        return f"no run of peer {peer} is below {above}"
+    folder = max(begun, key=lambda one: (begun[one] or 0.0, one.name))
+    run = split_name(folder.name)[1]
+    if there := [there for there in running(run) if peer in there.peers]:
+        return f"peer {peer} trains run {run}, in process {there[0].pid}"
+    last = _last_line(folder, peer)
+    if isinstance(last, Outcome):
+        return f"run {run}, the last one of peer {peer}, was trained to its end"
+    if isinstance(last, Failed) and last.cause in _OVER:
+        return f"run {run}, the last one of peer {peer}, is over: {last.error}"
+    if not plan_file(folder, peer).exists():
+        return f"run {run}, the last one of peer {peer}, keeps no plan to rejoin it with"
+    return Found(run, folder, f"run {run} was interrupted ({folder})")
 
 
 def _not_here(folder: Path, run: str, peer: int) -> str:

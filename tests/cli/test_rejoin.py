@@ -11,6 +11,7 @@ from p2pft_flower.cli import app
 from p2pft_flower.flower import client
 from p2pft_flower.host.agreement import LostContactError
 from p2pft_flower.host.host import PeerFailedError
+from p2pft_flower.keeping.journal import Journal
 from p2pft_flower.transport import ExchangeStoppedError
 from tests.journals import made_line
 
@@ -74,3 +75,37 @@ def test_a_site_looks_for_a_run_by_its_name_and_says_which_one_that_is(tmp_path)
     assert said.exit_code == 2
     assert "peer 2 of run 17 cannot be started again here" in said.output
     assert f"pets is run 17 ({tmp_path / 'pets-17'})" in said.output
+
+
+def rejoins(*words):
+    return CliRunner().invoke(app, ["rejoin", *words])
+
+
+def test_a_site_without_an_interrupted_run_says_so_and_exits_0(tmp_path):
+    site = ("--node-config", f'peer-id=2 output-dir="{tmp_path}"')
+    said = rejoins("--interrupted", *site)
+    assert said.exit_code == 0
+    assert said.stdout == f"there is nothing to rejoin: no run of peer 2 is below {tmp_path}\n"
+    said = rejoins("17", "--interrupted", *site)
+    assert said.exit_code == 2
+    assert "leave RUN and --output-dir out" in said.stderr
+    said = rejoins(*site)
+    assert said.exit_code == 2
+    assert "or --interrupted for the site's last one" in said.stderr
+
+
+def test_a_sites_interrupted_run_is_rejoined_without_its_id(tmp_path, monkeypatch):
+    journal = Journal(tmp_path / "pets-17", 2)
+    journal.write(made_line("run", 2))
+    journal.close()
+    (tmp_path / "pets-17" / "peers" / "peer-2.plan.json").touch()
+    asked = []
+    monkeypatch.setattr(
+        client,
+        "rejoin",
+        lambda run, site, folder: asked.append((run, folder)) or (made_line("end", 2), folder),
+    )
+    said = rejoins("--interrupted", "--node-config", f'peer-id=2 output-dir="{tmp_path}"')
+    assert said.exit_code == 0
+    assert asked == [("17", tmp_path / "pets-17")]
+    assert f"run 17 was interrupted ({tmp_path / 'pets-17'})" in said.stdout

@@ -76,9 +76,9 @@ def test_the_guide_can_be_followed_exactly_as_written_and_gives_the_simulations_
 
 
 @functools.cache
-def options_of(program):
+def options_of(program, *command):
     said = subprocess.run(
-        [shutil.which(program), "--help"], capture_output=True, text=True, timeout=120, check=True
+        [shutil.which(program), *command, "--help"], capture_output=True, text=True, timeout=120, check=True
     ).stdout
     return set(re.findall(r"--[a-z][a-z-]+", said))
 
@@ -96,10 +96,10 @@ def commands():
 @pytest.mark.parametrize(("where", "words"), [pytest.param(w, c, id=w) for w, c in commands()])
 def test_the_programs_and_options_of_containers_and_services_exist(where, words):
     program = Path(words[0]).name
-    assert program in ("flower-superlink", "flower-supernode")
+    assert program in ("flower-superlink", "flower-supernode", "p2pft")
     used = {word.partition("=")[0] for word in words if word.startswith("--")}
     assert used
-    assert used <= options_of(program)
+    assert used <= options_of(*([program, words[1]] if program == "p2pft" else [program]))
 
 
 # The keys of the Compose specification that the file uses, and the type of each value.

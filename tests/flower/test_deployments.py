@@ -219,7 +219,8 @@ def test_a_site_that_died_comes_back_and_all_peers_train_to_the_end(deployment, 
     refused = deployment.p2pft_fails("rejoin", run, "--node-config", deployment.node_config(2))
     assert re.search(rf"peer 2 of run {run} trains already, in process \d+", refused)
     signal_site(deployment, 2, signal.SIGKILL)  # as a power cut would
-    rejoined = deployment.start_p2pft("rejoin", run, "--node-config", deployment.node_config(2))
+    # As the service does that starts with the machine: nobody says which run.
+    rejoined = deployment.start_p2pft("rejoin", "--interrupted", "--node-config", deployment.node_config(2))
     deployment.peers_end(run)
     assert rejoined.wait(60) == 0, deployment.said()
     for peer in range(3):

@@ -11,7 +11,7 @@ import pytest
 
 from p2pft_flower.errors import ConfigError, DataError
 from p2pft_flower.keeping.journal import Journal
-from p2pft_flower.keeping.rejoining import kept_plan, plan_file, save_plan
+from p2pft_flower.keeping.rejoining import interrupted, kept_plan, plan_file, save_plan
 from p2pft_flower.keeping.running import registered
 from p2pft_flower.plan import Neighbourhood
 from p2pft_flower.topology import Graph
@@ -104,3 +104,48 @@ def test_a_plan_of_several_peers_belongs_to_no_site(plan):
     save_plan(replace(plan, peers=(plan.peers[0], Neighbourhood(2, {2: 1.0}, {2: 1.0}))))
     with pytest.raises(ConfigError, match="is of peer 1, 2 of run test"):
         kept_plan(Path(plan.output_dir), "test", 1)
+
+
+OVER = {"STOPPED": "the run was stopped (flwr stop)", "HEARSAY": "peer 2 gave up", "RUN": "no finite number"}
+
+
+@pytest.mark.parametrize(
+    ("events", "said"),
+    [
+        ([("run", {}), ("start", {})], None),  # a power cut
+        ([("run", {}), ("failed", {"error": "its ClientApp was told to end", "cause": "OWN"})], None),
+        ([("run", {}), ("failed", {"error": "no agreement for 60 s", "cause": "LOST"})], None),
+        ([("run", {}), ("end", {}), ("run", {})], None),  # its second life
+        ([("run", {}), ("end", {})], "run 17, the last one of peer 1, was trained to its end"),
+        *(
+            ([("run", {}), ("failed", {"error": error, "cause": cause})], f"peer 1, is over: {error}")
+            for cause, error in OVER.items()
+        ),
+    ],
+    ids=str,
+)
+def test_a_run_that_a_site_did_not_end_itself_is_found_as_interrupted(events, said, plan, tmp_path):
+    plan = replace(plan, run="17", output_dir=str(tmp_path / "runs" / "17"))
+    lines(plan, *events)
+    if said is None:
+        assert "keeps no plan to rejoin it with" in interrupted(tmp_path / "runs", 1)
+    save_plan(plan)
+    found = interrupted(tmp_path / "runs", 1)
+    if said is None:
+        assert (found.run, found.folder) == ("17", tmp_path / "runs" / "17")
+        assert kept_plan(found.folder, found.run, 1) == plan
+        with registered("17", [1], [0, 2]):
+            assert interrupted(tmp_path / "runs", 1) == f"peer 1 trains run 17, in process {os.getpid()}"
+    else:
+        assert said in found
+    assert interrupted(tmp_path / "runs", 2) == f"no run of peer 2 is below {tmp_path / 'runs'}"
+
+
+def test_only_a_sites_last_run_is_rejoined_whatever_the_runs_are_called(plan, tmp_path):
+    runs = tmp_path / "runs"
+    for name, time, last in (("pets-17", 1.0, "start"), ("9", 3.0, "end"), ("pets-5", 2.0, "start")):
+        journal = Journal(runs / name, 1)
+        for event in ("run", last):
+            journal.write(made_line(event, 1, time=time))
+        journal.close()
+    assert interrupted(runs, 1) == "run 9, the last one of peer 1, was trained to its end"
