@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 import numpy.typing as npt
 import typer
-from rich.console import Console
-from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
+from p2pft_flower.cli.bars import counted
 from p2pft_flower.cli.method_runs import POOLED, MethodRun, load_run_tails, read_runs
 from p2pft_flower.config import read_range
 from p2pft_flower.errors import ConfigError, P2PFTError, printable
@@ -334,15 +333,13 @@ def _numbers(
     # Before training all peers have the same maps.
     start = _start(workload)
     changes = [{}, *(changed_tensors(start, t.workload.whole_model(t.theta)) for g in tails for t in g)]
-    columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("attention on the test set", total=len(test))
+    with counted("attention on the test set", len(test)) as advance:
         reading = read_maps(
             start,
             changes,
             [partial(test.picture, position) for position in range(len(test))],
             kind,
-            lambda images: progress.advance(task, images),
+            advance,
             test.labels.tolist(),
         )
     reference = reading.maps[-1]

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import itertools
 import json
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Annotated, Any, TypeAlias
+from typing import Annotated, Any, TypeAlias, TypeVar
 
 import typer
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from p2pft_flower.cli.bars import counted
 from p2pft_flower.errors import ConfigError, DataError, P2PFTError, printable
 from p2pft_flower.keeping.progress import scored
 from p2pft_flower.learning.data.scored_data import require_scored_data
@@ -19,6 +21,8 @@ from p2pft_flower.report.own_tails import is_own_tail, score_own_tail
 from p2pft_flower.report.tables import RANDOM_WEIGHTS, number, samples_word
 
 __all__ = ["ClassNames", "TextEmbeddings", "TextTower", "evaluate", "tail_files", "texts_elsewhere"]
+
+T = TypeVar("T")
 
 TextEmbeddings: TypeAlias = Annotated[
     Path | None, typer.Option(help="The run's file of text embeddings, at another place.")
@@ -142,6 +146,14 @@ def tail_files(path: Path) -> list[Path]:
     return found
 
 
+def _counted(each: Iterable[T], total: int) -> Iterator[T]:
+    """Yield ``each``, and show how many have been scored."""
+    with counted("scoring tails", total) as advance:
+        for one in each:
+            yield one
+            advance(1)
+
+
 def _own_scores(
     files: list[Path], own: list[Path], dataset: str | None, data_dir: str | None, pixel_range: str | None
 ) -> list[dict[str, Any]]:
@@ -156,7 +168,7 @@ def _own_scores(
             "apply; --data-dir is handed to it"
         )
     scores = []
-    for file in files:
+    for file in _counted(files, len(files)):
         metadata, score = score_own_tail(file, data_dir)
         scores.append(
             {
@@ -186,7 +198,7 @@ def _scores(
     from p2pft_flower.learning.tails import load_tails
 
     scores = []
-    for tail in load_tails(files, dataset, data_dir, pixel_range, **texts):
+    for tail in _counted(load_tails(files, dataset, data_dir, pixel_range, **texts), len(files)):
         same = tail.same_images
         if dataset is None:
             tail.require_same_images(

@@ -8,14 +8,13 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
+from p2pft_flower.cli.bars import counted
 from p2pft_flower.cli.run import EXIT_FAILED, EXIT_USAGE
 from p2pft_flower.errors import ConfigError, DataError, P2PFTError, printable
 from p2pft_flower.keeping.folders import require_writable
@@ -140,15 +139,12 @@ def _check(output: Path, markdown: Path | None, csv: Path | None, pdf: Path | No
 def _answers(runs: Sequence[Run], data_dir: str | None) -> tuple[dict[str, list[Answers]], dict[str, str]]:
     """Return the answers of each run's tails by the run's label, and the reasons why some are not known."""
     answers, unscored = dict[str, list[Answers]](), dict[str, str]()
-    columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        total = sum(len(run.results.peers) for run in runs)
-        task = progress.add_task("scoring the tails", total=total)
+    with counted("scoring tails", sum(len(run.results.peers) for run in runs)) as advance:
         for run in runs:
             if not run.scored:
                 continue
             try:
-                answers[run.label] = _scored(run, data_dir, lambda: progress.advance(task))
+                answers[run.label] = _scored(run, data_dir, advance)
             except (P2PFTError, OSError) as error:
                 unscored[run.label] = str(error).replace(str(run.folder), run.folder.name)
                 continue
@@ -160,7 +156,7 @@ def _answers(runs: Sequence[Run], data_dir: str | None) -> tuple[dict[str, list[
     return answers, unscored
 
 
-def _scored(run: Run, data_dir: str | None, advance: Any) -> list[Answers]:
+def _scored(run: Run, data_dir: str | None, advance: Callable[[int], None]) -> list[Answers]:
     """Return the answers of a run's tails that lie in its folder.
 
     Raises
@@ -184,7 +180,7 @@ def _scored(run: Run, data_dir: str | None, advance: Any) -> list[Answers]:
         if not len(given.labels):
             raise DataError("there are no test images")
         found.append(Answers(peer, classes, given.labels.numpy(), given.predicted.numpy()))
-        advance()
+        advance(1)
     return found
 
 

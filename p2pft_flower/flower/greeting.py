@@ -15,7 +15,7 @@ from flwr.serverapp import Grid
 from p2pft_flower.config import RunConfig
 from p2pft_flower.errors import printable
 from p2pft_flower.flower import messages
-from p2pft_flower.flower.nodes import POLL, RunFailedError, body_of, collect
+from p2pft_flower.flower.nodes import POLL, Reminder, RunFailedError, body_of, collect
 
 __all__ = ["compare_models", "greet"]
 
@@ -82,7 +82,7 @@ def greet(grid: Grid, config: RunConfig, n: int, *, pooled: bool) -> dict[int, d
         or another node's too.
     """
     greeting = _Greeting(grid, config, n, pooled=pooled)
-    told = ""
+    told, reminder = "", Reminder()
     while True:
         greeting.look()
         greeting.ask()
@@ -92,9 +92,12 @@ def greet(grid: Grid, config: RunConfig, n: int, *, pooled: bool) -> dict[int, d
         waiting = greeting.waiting
         if greeting.over:
             return greeting.those_there()
-        if waiting != told and not greeting.simulated and (greeting.answers or not greeting.asked):
-            log.info("%s", waiting)
-            told = waiting
+        if not greeting.simulated and (greeting.answers or not greeting.asked):
+            if waiting != told:
+                log.info("%s", waiting)
+                told = waiting
+            elif reminder.due(time.monotonic()):
+                log.info("%s; %.0f s left", waiting, greeting.left)
         time.sleep(POLL if greeting.asked else 1.0)  # Flower's interface is a poll
 
 
@@ -142,6 +145,11 @@ class _Greeting:
     def waiting(self) -> str:
         """What is waited for, in words."""
         return f"waiting for peers {self.missing}" if self.answers else "waiting for a SuperNode"
+
+    @property
+    def left(self) -> float:
+        """Seconds until :attr:`over` at the latest, but for nodes that are there and do not answer."""
+        return max(0.0, self._deadline - time.monotonic())
 
     @property
     def over(self) -> bool:

@@ -20,6 +20,7 @@ from p2pft_flower.transport import parse_address
 
 __all__ = [
     "HostAssignment",
+    "Reminder",
     "RunFailedError",
     "assign_hosts",
     "collect",
@@ -32,6 +33,9 @@ log = logging.getLogger(__name__)
 POLL = 0.2
 """Seconds between two looks for replies."""
 
+
+REMIND = 10.0
+"""Seconds after which people are told again what is waited for, and for how long at most."""
 
 NEEDLESS = 3.0
 """Seconds that a node whose reply is not needed still has for it."""
@@ -82,6 +86,21 @@ class HostAssignment:
     address: str = ""
 
 
+class Reminder:
+    """Tells when to say again that something is waited for: :data:`REMIND` seconds after the last time."""
+
+    def __init__(self) -> None:
+        self._last: float | None = None
+
+    def due(self, now: float) -> bool:
+        """Return whether it is time at ``now``, in seconds; the first call counts as the first time."""
+        if self._last is None or now - self._last < REMIND:
+            self._last = now if self._last is None else self._last
+            return False
+        self._last = now
+        return True
+
+
 def is_failure(message: Message) -> bool:
     """Tell whether a reply says that something failed."""
     return message.has_error() or "error" in messages.unpack(message)
@@ -94,6 +113,7 @@ def collect(
     grace: float,
     ends: Callable[[Message], bool] = is_failure,
     needless: Callable[[Mapping[int, Message]], Collection[int]] = lambda _: (),
+    tell: Callable[[int, float], None] = lambda *_: None,
 ) -> dict[int, Message]:
     """Send messages and gather the replies by node id.
 
@@ -112,6 +132,9 @@ def collect(
     needless : callable
         Given the replies so far, returns the nodes without whose replies all is known: when only these are
         missing, they have :data:`NEEDLESS` seconds. Default: none.
+    tell : callable
+        Called now and then with the number of replies so far and the seconds that are left for the others.
+        Default: nobody is told.
 
     Returns
     -------
@@ -131,6 +154,7 @@ def collect(
             if nodes and set(nodes.values()) <= set(needless(replies)):
                 deadline = min(deadline, time.monotonic() + NEEDLESS)
         if nodes:
+            tell(len(replies), deadline - time.monotonic())
             time.sleep(POLL)  # Flower's interface is a poll
     return replies
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -119,7 +120,13 @@ def _ask(grid: Grid, run: Run, distrusted: Collection[int]) -> Mapping[int, Mess
             "config": run.config.to_mapping(),
         }
         sent.append(Message(messages.pack(body), dst_node_id=host.node, message_type=messages.PREFLIGHT))
-    return nodes.collect(grid, sent, timeout=2 * timeout + 60, grace=timeout + 30)
+    reminder = nodes.Reminder()
+
+    def tell(replies: int, left: float) -> None:
+        if reminder.due(time.monotonic()):
+            log.info("preflight: %d of %d peers have answered; %.0f s left", replies, len(sent), left)
+
+    return nodes.collect(grid, sent, timeout=2 * timeout + 60, grace=timeout + 30, tell=tell)
 
 
 def _row(run: Run, host: HostAssignment, hello: dict[str, Any]) -> dict[str, Any]:

@@ -122,6 +122,18 @@ def test_nodes_that_another_run_holds_are_told_apart_from_missing_ones(monkeypat
         greeted(monkeypatch, {10: ALWAYS, 11: ALWAYS}, {10: 0, 11: None}, n=2)
 
 
+def test_what_is_waited_for_is_said_again_with_the_time_that_is_left(monkeypatch, caplog):
+    caplog.set_level("INFO")
+    found, _ = greeted(monkeypatch, {10: ALWAYS, 11: (25, 1e9)}, {10: 0, 11: 1}, n=2)
+    assert found == {10: 0, 11: 1}
+    waits = [
+        record.getMessage() for record in caplog.records if "waiting for peers [1]" in record.getMessage()
+    ]
+    assert waits[0] == "waiting for peers [1]"
+    left = [float(said.split("; ")[1].removesuffix(" s left")) for said in waits[1:]]
+    assert left == pytest.approx([20, 10], abs=2)
+
+
 def test_a_supernode_that_was_restarted_during_the_wait_is_one_node(monkeypatch):
     found, _ = greeted(
         monkeypatch, {1: ALWAYS, 3: (0, 10), 33: (12, 1e9), 2: (20, 1e9)}, {1: 0, 3: 2, 33: 2, 2: 1}
