@@ -234,7 +234,7 @@ def _change_is_due(s: State, now: float) -> bool:
         or s.record.hanging
         or s.useless
         or _joiners(s, now)
-        or quorum.acceptors(s.view, table)
+        or s.acceptors
         or any(quorum.has_left(s.view, table, m) for m in s.view.members)
     )
 
@@ -244,7 +244,7 @@ def _vote(s: State, now: float) -> State:
     change = s.under_way
     if not change.long and now - change.since >= s.rules.round_time:
         s = replace(s, change=replace(change, long=True))
-    top = quorum.highest_proposal(quorum.acceptors(s.view, s.table), _highest_round(s, now))
+    top = quorum.highest_proposal(s.acceptors, _highest_round(s, now))
     if top is not None and top.ballot > s.record.promised:
         s = _say(_progress(s, now), promised=top.ballot)
     accepted = s.record.accepted
@@ -259,7 +259,7 @@ def _vote(s: State, now: float) -> State:
     if (decided := quorum.decision(s.view, s.table)) is not None:
         return _advance(_learn(s, decided), now)
     if now - change.since >= s.rules.patience:
-        here = [r.member for r in quorum.acceptors(s.view, s.table)]
+        here = [r.member for r in s.acceptors]
         return replace(
             s,
             expired=f"no agreement for {s.rules.patience:g} s: of the members {list(s.view.members)} of view "
@@ -311,7 +311,7 @@ def _turn_has_come(s: State, now: float) -> bool:
 def _choose(s: State, ballot: Ballot, now: float) -> State:
     """Propose the next view if all members that can be hoped for have promised."""
     change = s.under_way
-    promised = {r.member: r for r in quorum.acceptors(s.view, s.table) if r.promised == ballot}
+    promised = {r.member: r for r in s.acceptors if r.promised == ballot}
     if not quorum.is_quorum(promised, s.view.members):
         return s
     if len(promised) > change.promises:  # as long as promises come in, no slow member is left out

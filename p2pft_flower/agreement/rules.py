@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 from p2pft_flower.agreement.record import Composition, Edge
 from p2pft_flower.topology.graph import Graph
@@ -43,7 +43,7 @@ class Rules:
         """A bound on the iterations that two members can be apart: n edges, and one period for each edge."""
         return self.graph.n * self.graph.period
 
-    @property
+    @cached_property
     def first(self) -> Composition:
         """The view that the run begins with: all members, in their first incarnation."""
         members = tuple(sorted(self.groups))

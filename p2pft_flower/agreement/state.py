@@ -133,6 +133,11 @@ class State:
         return self.phase is Phase.RUNNING and not self.excluded
 
     @cached_property
+    def acceptors(self) -> list[Record]:
+        """The records of the members of the view that vote on the next one, ascending."""
+        return quorum.acceptors(self.view, self.table)
+
+    @cached_property
     def missed(self) -> set[int]:
         """The other members that are gone, or that a voting member suspects or calls hanging."""
         return quorum.missed(self.view, self.table, self.me)

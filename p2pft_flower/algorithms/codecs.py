@@ -427,7 +427,9 @@ def _require_size(payload: bytes, size: int) -> None:
 
 def _in_blocks(vector: Vector) -> Vector:
     """Return the numbers in blocks, (blocks, 256), the last one filled up with zeros."""
-    return np.pad(vector, (0, -vector.size % _BLOCK)).reshape(-1, _BLOCK)
+    blocks: Vector = np.zeros((-(-vector.size // _BLOCK), _BLOCK), vector.dtype)
+    blocks.ravel()[: vector.size] = vector
+    return blocks
 
 
 def _scales(sizes: Vector, dtype: np.dtype[Any]) -> tuple[npt.NDArray[np.uint16], Vector]:

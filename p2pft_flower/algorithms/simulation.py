@@ -65,8 +65,7 @@ def mix_in_memory(turn: Turn, outbox: Mapping[int, Mix]) -> dict[int, Vector]:
 
 
 def _mixed(turn: Turn, kind: type[Mix], vectors: Mapping[int, Vector]) -> dict[int, Vector]:
-    A, B = turn.A, turn.B
-    return {i: combine(kind, ((A[i, j], B[i, j], vectors[j]) for j in turn.senders(i))) for i in vectors}
+    return {i: combine(kind, [(a, b, vectors[j]) for j, a, b in turn.mixes[i]]) for i in vectors}
 
 
 def simulate(
@@ -204,7 +203,7 @@ class _History:
             callback(k, tuple(states.values()))
 
     def _note(self, states: Mapping[int, Any]) -> None:
-        theta = np.stack([s.theta for s in states.values()]).astype(np.float64)
+        theta = np.array([s.theta for s in states.values()], dtype=np.float64)
         self._consensus.append(float(np.sqrt(((theta - theta.mean(axis=0)) ** 2).sum(axis=1).mean())))
         if hasattr(states[0], "tau") and hasattr(states[0], "grad"):
             gap = sum(s.tau.astype(np.float64) - s.grad for s in states.values())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import reduce
+from functools import cached_property, reduce
 
 import numpy as np
 import numpy.typing as npt
@@ -39,6 +39,14 @@ class Turn:
     def receivers(self, j: int) -> tuple[int, ...]:
         """Return the peers that mix the vector of ``j``, ascending, ``j`` among them."""
         return tuple(map(int, np.flatnonzero(self.B[:, j])))
+
+    @cached_property
+    def mixes(self) -> tuple[tuple[tuple[int, float, float], ...], ...]:
+        """Of each peer i, (j, a_ij, b_ij) of its senders j, ascending."""
+        return tuple(
+            tuple((j, float(self.A[i, j]), float(self.B[i, j])) for j in self.senders(i))
+            for i in range(len(self.A))
+        )
 
 
 def cycle(weights: Sequence[Matrix], step: float = 1.0) -> tuple[Turn, ...]:

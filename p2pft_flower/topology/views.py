@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -110,11 +111,19 @@ class View:
 
     def row(self, peer: int) -> dict[int, float]:
         """Return a_ij by j, for ``peer`` = i and each j that i receives from, i included, ascending in j."""
-        return self._named(self.graph.A[self._index(peer)])
+        return dict(self._rows[self._index(peer)])
 
     def column(self, peer: int) -> dict[int, float]:
         """Return b_ij by i, for ``peer`` = j and each i that j sends to, j included, ascending in i."""
-        return self._named(self.graph.B[:, self._index(peer)])
+        return dict(self._columns[self._index(peer)])
+
+    @cached_property
+    def _rows(self) -> list[dict[int, float]]:
+        return [self._named(row) for row in self.graph.A]
+
+    @cached_property
+    def _columns(self) -> list[dict[int, float]]:
+        return [self._named(column) for column in self.graph.B.T]
 
     def turn_of(
         self, peer: int, k: int, step: float

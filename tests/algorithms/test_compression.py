@@ -68,16 +68,14 @@ def test_the_trackers_sum_to_the_gradients_whatever_a_codec_loses(n, seed, steps
     assert run.history["tracker_error"].max() < 1e-9
 
 
-GRAPHS = [random_directed_graph(2 + seed % 7, seed) for seed in range(10)]
+GRAPHS = [random_directed_graph(2 + seed, seed) for seed in range(6)]
 
 
-EXACT = [
-    (g, c, (1, 4)[(g + i) // 2 % 2]) for g in range(10) for i, c in enumerate(CODECS) if (g + i) % 2 == 0
-]
-"""Each codec, with and without local steps, on five graphs."""
+EXACT = [(g, c, (1, 4)[(g + i) // 2 % 2]) for g in range(6) for i, c in enumerate(CODECS) if (g + i) % 2 == 0]
+"""Each codec, with and without local steps, on three graphs."""
 
 
-@pytest.mark.parametrize(("number", "codec", "steps"), [*EXACT, *((g, "none", 4) for g in range(10))])
+@pytest.mark.parametrize(("number", "codec", "steps"), [*EXACT, *((g, "none", 4) for g in range(6))])
 def test_every_codec_with_and_without_local_steps_reaches_the_optimum(number, codec, steps):
     graph = GRAPHS[number]
     problem = quadratics(graph.n)
@@ -87,7 +85,7 @@ def test_every_codec_with_and_without_local_steps_reaches_the_optimum(number, co
         problem.gradients,
         np.zeros(5),
         alpha=0.03 / steps,
-        iterations=900,
+        iterations=650,
         momentum=0.5,
         options=f"local-steps={steps}",
         codec=codec,
@@ -202,23 +200,24 @@ def test_wrong_options_are_refused_by_name(options, message, lopsided):
         )
 
 
-@pytest.mark.parametrize("codec", ["q4", "topk:0.4"])
-def test_float32_trackers_drift_no_further_with_a_codec_than_without(codec, lopsided):
+def test_float32_trackers_drift_no_further_with_a_codec_than_without(lopsided):
     centres = np.random.default_rng(0).normal(size=(4, 50)).astype(np.float32)
 
     def drift(codec):
         rng = np.random.default_rng(1)
         noisy = [lambda t, c=c: t - c + rng.normal(size=50).astype(np.float32) for c in centres]
         start = np.zeros(50, np.float32)
-        run = simulate("p2pft", lopsided, noisy, start, alpha=0.01, iterations=2000, codec=codec)
+        run = simulate("p2pft", lopsided, noisy, start, alpha=0.01, iterations=1000, codec=codec)
         assert run.theta.dtype == run.tau.dtype == np.float32
         return run.history["tracker_error"].max()
 
-    assert drift(codec) < 5 * drift("none")
+    plain = drift("none")
+    for codec in ("q4", "topk:0.4"):
+        assert drift(codec) < 5 * plain, codec
 
 
 def test_dgd_with_a_step_below_one_ends_where_it_does_on_the_graph_that_mixes_so_much_less(lopsided):
-    problem, settings = quadratics(4), {"alpha": 0.01, "iterations": 4000}
+    problem, settings = quadratics(4), {"alpha": 0.02, "iterations": 2000, "errors": False}
     lazy = Graph.from_weights((np.eye(4) + lopsided.A) / 2)
     coded = simulate("dgd", lopsided, problem.gradients, np.zeros(5), codec="q4", codec_step=0.5, **settings)
     plain = simulate("dgd", lazy, problem.gradients, np.zeros(5), **settings)

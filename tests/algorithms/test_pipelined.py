@@ -18,7 +18,7 @@ GRAPHS = [Graph.from_weights(LOPSIDED), *(random_directed_graph(2 + seed % 5, se
 
 def run_of(graph, **changes):
     problem = quadratics(graph.n, seed=3)
-    settings = {"alpha": 0.01, "iterations": 3000} | changes
+    settings = {"alpha": 0.02, "iterations": 1700} | changes
     run = simulate("p2pft", graph, problem.gradients, np.zeros(5), pipelined=True, **settings)
     return run, problem
 
@@ -41,7 +41,9 @@ def test_it_is_the_dense_recursion(graph):
     np.testing.assert_allclose(run.theta, dense(graph, problem.gradients, 0.02, 30), atol=1e-12)
 
 
-@pytest.mark.parametrize("settings", [{}, {"options": "local-steps=4", "alpha": 0.004}], ids=["1", "4"])
+@pytest.mark.parametrize(
+    "settings", [{}, {"options": "local-steps=4", "alpha": 0.008, "iterations": 1100}], ids=["1", "4"]
+)
 @pytest.mark.parametrize("graph", GRAPHS, ids=lambda graph: f"{graph.n}")
 def test_it_reaches_the_optimum_on_every_directed_graph(graph, settings):
     run, problem = run_of(graph, **settings)
@@ -52,7 +54,9 @@ def test_it_reaches_the_optimum_on_every_directed_graph(graph, settings):
 @pytest.mark.parametrize("codec", ["float16", "q4", "topk:0.4"])
 @pytest.mark.parametrize("graph", [GRAPHS[0], lopsided(3, 0)], ids=["static", "in turn"])
 def test_codecs_and_schedules_leave_its_fixed_point(graph, codec):
-    run, problem = run_of(graph, codec=codec, options="local-steps=2", momentum=0.3)
+    run, problem = run_of(
+        graph, codec=codec, options="local-steps=2", momentum=0.3, alpha=0.01, iterations=1100
+    )
     assert np.abs(run.theta - problem.optimum()).max() < 1e-8
     assert run.history["tracker_error"].max() < 1e-10
 

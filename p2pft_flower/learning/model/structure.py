@@ -8,6 +8,7 @@ table says which lists a class has, and whether its ``forward_features`` does an
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
 from typing import Any
 
 from timm.models.beit import Beit
@@ -209,6 +210,20 @@ def share_copy(module: nn.Module) -> nn.Module:
     The copy's parameters are new objects: ``requires_grad`` and ``data`` may be set without an effect on
     ``module``. The buffers are the same objects.
     """
-    memo: dict[int, Any] = {id(b): b for b in module.buffers()}
+    memo = _empty_attributes(module) | {id(b): b for b in module.buffers()}
     memo |= {id(p): nn.Parameter(p.data, requires_grad=p.requires_grad) for p in module.parameters()}
     return copy.deepcopy(module, memo)
+
+
+def _empty_attributes(module: nn.Module) -> dict[int, Any]:
+    """Return a new one, by id, for each empty dict or set among the attributes of all submodules.
+
+    Every module has a dozen, for hooks; ``deepcopy`` would spend most of its time on them.
+    """
+    kinds = (dict, set, OrderedDict)
+    return {
+        id(value): type(value)()
+        for one in module.modules()
+        for value in vars(one).values()
+        if type(value) in kinds and not value
+    }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import logging
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
@@ -51,6 +52,13 @@ class TextTower(nn.Module):
         self.name, self._tokenizer = name, tokenizer
         self.length = int(getattr(model, "context_length", None) or model.text.context_length)
         """Most tokens of a text."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> TextTower:
+        """Return a copy with the same tokenizer, which never changes: a copy of its vocabulary takes 0.2 s."""
+        memo[id(self._tokenizer)] = self._tokenizer
+        memo[id(self)] = copied = type(self).__new__(type(self))
+        copied.__setstate__(copy.deepcopy(vars(self), memo))
+        return copied
 
     @property
     def scale(self) -> float:

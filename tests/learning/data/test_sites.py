@@ -154,8 +154,9 @@ def test_a_site_without_test_images_or_with_one_training_image_is_said_to_be_so(
     assert score.accuracy_unseen is None
 
 
-@pytest.mark.parametrize("algorithm", ["p2pft", "fedavg", "centralized"])
-@pytest.mark.parametrize("cache", [True, False])
+@pytest.mark.parametrize(
+    ("algorithm", "cache"), [("p2pft", True), ("p2pft", False), ("fedavg", True), ("centralized", False)]
+)
 def test_sites_without_test_images_train_with_the_others_and_have_no_scores(
     algorithm, cache, sites, tmp_path, capsys
 ):

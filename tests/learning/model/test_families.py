@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from functools import partial
+from functools import cache, partial
 
 import pytest
 import timm
@@ -128,6 +128,12 @@ COSTLY_STEM = ("small_xcit",)
 every_family = pytest.mark.parametrize("family", FAMILIES)
 
 
+@cache
+def shared(family):
+    """The model of a family, for tests that only make copies of it."""
+    return build(family)
+
+
 def build(family):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -159,7 +165,7 @@ def trained(model):
 @every_family
 @pytest.mark.parametrize("tune", [*STORED, *WHOLE])
 def test_trunk_and_tail_answer_and_learn_as_the_whole_model(family, tune):
-    model = build(family)
+    model = shared(family)
     check_structure(family, model)
     if message := refusal(family, tune):
         with pytest.raises(ConfigError, match=message):
@@ -190,7 +196,7 @@ def test_trunk_and_tail_answer_and_learn_as_the_whole_model(family, tune):
 @pytest.mark.parametrize("family", ONE_QUERY)
 @pytest.mark.parametrize("tune", ["last-block", "last-blocks:2", "bias:last-block"])
 def test_a_last_block_that_only_the_class_token_leaves_runs_for_one_query(family, tune):
-    model = build(family)
+    model = shared(family)
     parts = split_model(model, tune)
     assert parts.path == "query"
     seen = []
@@ -225,7 +231,7 @@ def test_drops_of_the_last_block_are_on_while_it_runs_for_one_query(family):
 
 @every_family
 def test_the_tail_has_timms_names_alone_and_a_copy_of_it_answers_alike(family):
-    model = build(family)
+    model = shared(family)
     parts = split_model(model, "last-block")
     names = {name.removeprefix("model.") for name in parts.tail.state_dict()}
     assert names <= model.state_dict().keys()
@@ -236,7 +242,7 @@ def test_the_tail_has_timms_names_alone_and_a_copy_of_it_answers_alike(family):
 
 @pytest.mark.parametrize("family", [name for name in FAMILIES if not refusal(name, "lora:2")])
 def test_low_rank_updates_merge_into_timms_own_weights(family):
-    tuned = tune_model(build(family), "lora:2")
+    tuned = tune_model(shared(family), "lora:2")
     for name in trained(tuned):
         nn.init.normal_(tuned.get_parameter(name).data, std=0.1)
     with torch.no_grad():
@@ -254,7 +260,7 @@ WITH_POSITIONS = [n for n in FAMILIES if n not in (*NO_ATTN, "norms behind")]
 @pytest.mark.parametrize("family", WITH_POSITIONS)
 def test_prompts_have_no_position_there_and_are_refused(family):
     with pytest.raises(ConfigError, match=r"prompts are not defined for .*; choose a ViT or Swin V1"):
-        split_model(build(family), "prompt:2")
+        split_model(shared(family), "prompt:2")
 
 
 def test_what_a_block_is_given_is_the_same_for_every_image():
