@@ -8,6 +8,7 @@ table says which lists a class has, and whether its ``forward_features`` does an
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
 from typing import Any
 
 from timm.models.beit import Beit
@@ -211,4 +212,9 @@ def share_copy(module: nn.Module) -> nn.Module:
     """
     memo: dict[int, Any] = {id(b): b for b in module.buffers()}
     memo |= {id(p): nn.Parameter(p.data, requires_grad=p.requires_grad) for p in module.parameters()}
+    # Each module has a dozen empty dictionaries of hooks, which deepcopy would take most of its time for.
+    empty = [
+        v for m in module.modules() for v in vars(m).values() if type(v) in (dict, OrderedDict) and not v
+    ]
+    memo |= {id(v): type(v)() for v in empty}
     return copy.deepcopy(module, memo)
