@@ -11,7 +11,7 @@ import sys
 import time
 import traceback
 from dataclasses import asdict, dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,8 +63,9 @@ OWN_PARTITION = "problem"
 """The results' ``partition`` of a run with a ``problem`` of the user's own, which brings the peers' data."""
 
 
+@cache
 def versions() -> dict[str, str]:
-    """Return the versions, by name, of all that must be the same on all hosts.
+    """Return the versions, by name, of all that must be the same on all hosts; looked up once a process.
 
     The names are those of this package, Flower, torch, timm, NumPy and Python.
     """

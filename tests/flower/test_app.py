@@ -15,6 +15,7 @@ from p2pft_flower.flower.nodes import HostAssignment, RunFailedError, assign_hos
 from p2pft_flower.flower.strategies import make_strategy, strategy_names
 from p2pft_flower.lab.ports import free_ports
 from p2pft_flower.report.results import read_results
+from tests.quadratics import LARGE, QUADRATICS
 
 from .engine import run_app
 
@@ -31,7 +32,9 @@ def same(a, b):
 
 @pytest.mark.parametrize(("nodes", "slots", "hosts"), [(2, 1, 1), (4, 2, 2), (4, 4, 4), (10, 6, 4)], ids=str)
 def test_peers_are_folded_onto_the_hosts_that_run_at_once(nodes, slots, hosts, tmp_path):
-    engine = run_app(tmp_path, nodes=nodes, slots=slots, iterations=4)
+    engine = run_app(
+        tmp_path, nodes=nodes, slots=slots, problem=QUADRATICS, topology="directed-ring:4", iterations=4
+    )
     results = read_results(tmp_path)
     assert results["status"] == "completed"
     assert len(results["hosts"]) == hosts
@@ -54,7 +57,7 @@ def test_the_same_seed_gives_the_same_theta_however_peers_are_hosted(tmp_path):
 @pytest.mark.parametrize(("topology", "n"), [("exponential:16", 16), ("directed-ring:64", 64)])
 @pytest.mark.parametrize(("nodes", "slots"), [(2, 1), (4, 2)], ids=["default-federation", "four-nodes"])
 def test_many_peers_finish_on_few_slots(topology, n, nodes, slots, tmp_path):
-    run_app(tmp_path, nodes=nodes, slots=slots, topology=topology, iterations=2, batch_size=4)
+    run_app(tmp_path, nodes=nodes, slots=slots, topology=topology, iterations=2, problem=QUADRATICS)
     results = read_results(tmp_path)
     assert [p["peer"] for p in results["peers"]] == list(range(n))
     assert len(list((tmp_path / "peers").glob("*.safetensors"))) == n
@@ -62,12 +65,12 @@ def test_many_peers_finish_on_few_slots(topology, n, nodes, slots, tmp_path):
 
 def test_what_crosses_flower_does_not_grow_with_q(tmp_path):
     sizes = {}
-    for tune in ("head", "full"):
-        engine = run_app(tmp_path / tune, iterations=2, tune=tune)
-        sizes[tune] = (read_results(tmp_path / tune)["trainable_parameters"], engine.crossed)
-    assert sizes["full"][0] > 100 * sizes["head"][0]
-    assert abs(sizes["full"][1] - sizes["head"][1]) < 200  # numbers print with more or fewer digits
-    assert sizes["full"][1] < 64 * 1024
+    for problem in (QUADRATICS, LARGE):
+        engine = run_app(tmp_path / problem[-5:], iterations=2, problem=problem, topology="ring:4")
+        sizes[problem] = (read_results(tmp_path / problem[-5:])["trainable_parameters"], engine.crossed)
+    assert sizes[LARGE][0] > 100 * sizes[QUADRATICS][0]
+    assert abs(sizes[LARGE][1] - sizes[QUADRATICS][1]) < 200  # numbers print with more or fewer digits
+    assert sizes[LARGE][1] < 64 * 1024
 
 
 def test_the_results_hold_what_the_schema_promises(tmp_path):
@@ -119,7 +122,7 @@ def test_objective_examples_weighs_peers_by_their_images(tmp_path):
 
 def test_on_the_complete_graph_p2pft_is_centralised_training_however_few_images_the_peers_have(tmp_path):
     """One image of each of the ten digits: 2, 2, 3 and 3 images, all in every mini-batch."""
-    few = {"shots": 1, "iterations": 20, "momentum": 0.5}
+    few = {"shots": 1, "iterations": 20, "momentum": 0.5, "evaluate_every": 1000}
     run_app(tmp_path / "p", topology="complete-4", **few)
     run_app(tmp_path / "c", algorithm="centralized", **few)
     run_app(tmp_path / "d", topology="directed-ring-4", **few)
@@ -131,6 +134,10 @@ def test_on_the_complete_graph_p2pft_is_centralised_training_however_few_images_
     assert apart > 1e-2  # where peers do not agree at once, they take another way
     complete, pooled = (read_results(tmp_path / name)["summary"]["accuracy"] for name in "pc")
     assert complete["mean"] == pooled["mean"]
+
+
+TWO_ROUNDS = {"epochs": 2, "shots": 4, "batch_size": 4}
+"""Rounds of three mini-batches: a mean share has ten images."""
 
 
 @pytest.mark.parametrize(
@@ -152,44 +159,42 @@ def test_on_the_complete_graph_p2pft_is_centralised_training_however_few_images_
 )
 def test_flowers_strategies_run_unmodified_on_the_same_peers(name, tmp_path):
     options = {"fedprox": "proximal-mu=0.1", "bulyan": "num-malicious-nodes=0"}.get(name, "")
-    run_app(tmp_path, algorithm=name, nodes=2, slots=1, epochs=2, strategy_options=options)
+    run_app(tmp_path, algorithm=name, nodes=2, slots=1, **TWO_ROUNDS, strategy_options=options)
     results = read_results(tmp_path)
     assert results["status"] == "completed"
-    assert [h["iteration"] for h in results["history"]] == [0, 12, 24]
+    assert [h["iteration"] for h in results["history"]] == [0, 3, 6]
     assert len({p["accuracy"] for p in results["peers"]}) == 1  # one model for all
     assert same(*[[t] for t in tails(tmp_path)[:2]])
     assert all(p["bytes_sent"] == 2 * 2 * 50762 * 4 for p in results["peers"])
 
 
 @pytest.mark.parametrize(
-    ("every", "scored"), [(0, [0, 12, 24, 36, 40]), (24, [0, 24, 40]), (18, [0, 24, 36, 40]), (1000, [0, 40])]
+    ("every", "scored"), [(0, [0, 3, 6, 9, 10]), (6, [0, 6, 10]), (4, [0, 6, 9, 10]), (1000, [0, 10])]
 )
 def test_a_strategy_asks_for_scores_at_the_end_of_the_rounds_in_which_they_are_due(every, scored, tmp_path):
-    run_app(tmp_path, algorithm="fedavg", iterations=40, evaluate_every=every)
+    run_app(tmp_path, algorithm="fedavg", iterations=10, shots=4, batch_size=4, evaluate_every=every)
     results = read_results(tmp_path)
     assert [h["iteration"] for h in results["history"]] == scored
     assert [h["bytes_sent"] // (4 * 2 * 50762 * 4) for h in results["history"]] == [
-        -(-k // 12) for k in scored
+        -(-k // 3) for k in scored
     ]
 
 
-def test_scores_that_are_left_out_change_no_model(tmp_path):
-    run_app(tmp_path / "all", algorithm="fedavg", epochs=2)
-    run_app(tmp_path / "last", algorithm="fedavg", epochs=2, evaluate_every=1000)
-    assert same(tails(tmp_path / "all"), tails(tmp_path / "last"))
-
-
-def test_fedavg_does_not_depend_on_the_number_of_supernodes(tmp_path):
-    run_app(tmp_path / "a", algorithm="fedavg", nodes=2, slots=1, epochs=2)
-    run_app(tmp_path / "b", algorithm="fedavg", nodes=4, slots=3, epochs=2)
+def test_the_model_of_fedavg_depends_neither_on_the_number_of_supernodes_nor_on_when_it_is_scored(tmp_path):
+    run_app(tmp_path / "a", algorithm="fedavg", nodes=2, slots=1, **TWO_ROUNDS)
+    run_app(tmp_path / "b", algorithm="fedavg", nodes=4, slots=3, **TWO_ROUNDS)
+    run_app(tmp_path / "last", algorithm="fedavg", **TWO_ROUNDS, evaluate_every=1000)
     assert same(tails(tmp_path / "a"), tails(tmp_path / "b"))
+    assert same(tails(tmp_path / "a"), tails(tmp_path / "last"))
 
 
-def test_one_local_step_of_fedavg_is_a_centralised_step_on_the_same_batches(tmp_path):
-    """The server's mean of one step each is the gradient step on the mean loss: dgd on the complete graph."""
+def test_one_local_step_of_fedavg_and_one_centralised_step_are_one_of_dgd_on_the_complete_graph(tmp_path):
+    """All draw the very batches of the peers, and step along the mean of their gradients."""
     run_app(tmp_path / "f", algorithm="fedavg", iterations=1)
+    run_app(tmp_path / "c", algorithm="centralized", iterations=1)
     run_app(tmp_path / "d", algorithm="dgd", topology="complete-4", iterations=1)
-    for a, b in zip(tails(tmp_path / "f"), tails(tmp_path / "d"), strict=True):
+    (central,), decentralised = tails(tmp_path / "c", 1), tails(tmp_path / "d")
+    for a, b in zip([*tails(tmp_path / "f"), central], [*decentralised, decentralised[0]], strict=True):
         for key in a:
             np.testing.assert_allclose(a[key], b[key], atol=1e-6)
 
@@ -277,22 +282,6 @@ def test_a_run_that_diverges_never_counts_as_completed(algorithm, tmp_path):
     assert read_results(tmp_path)["status"] == "failed"
 
 
-def test_what_an_interrupted_run_left_is_not_mixed_with(tmp_path):
-    run_app(tmp_path, iterations=1)
-    (tmp_path / "results.json").unlink()
-    with pytest.raises(ConfigError, match="holds an earlier run"):
-        run_app(tmp_path, iterations=1)
-
-
-def test_centralised_training_draws_the_very_batches_of_the_peers(tmp_path):
-    """One step on them is one step of dgd on the complete graph: the mean of the peers' gradients."""
-    run_app(tmp_path / "c", algorithm="centralized", iterations=1)
-    run_app(tmp_path / "d", algorithm="dgd", topology="complete-4", iterations=1)
-    (central,), first = tails(tmp_path / "c", 1), tails(tmp_path / "d")[0]
-    for key in central:
-        np.testing.assert_allclose(central[key], first[key], atol=1e-6)
-
-
 def test_the_objective_does_not_change_what_nobody_is_weighed_against(tmp_path):
     run_app(tmp_path / "e", algorithm="local", iterations=3, objective="examples")
     run_app(tmp_path / "u", algorithm="local", iterations=3)
@@ -304,7 +293,8 @@ def test_addresses_of_a_graph_are_for_deployments_only(tmp_path):
         "peers: [{name: a, address: '10.0.0.1:9000'}, {name: b, address: '10.0.0.2:9000'}]\n"
         "edges: [[a, b], [b, a]]\n"
     )
-    run_app(tmp_path / "out", topology=str(tmp_path / "graph.yaml"), iterations=2, transport="grpc")
+    graph = str(tmp_path / "graph.yaml")
+    run_app(tmp_path / "out", topology=graph, problem=QUADRATICS, iterations=2, transport="grpc")
     assert [p["name"] for p in read_results(tmp_path / "out")["peers"]] == ["a", "b"]
 
 
@@ -323,16 +313,20 @@ def test_the_first_cause_is_reported_not_what_it_did_to_others(tmp_path):
 
 
 def test_flowers_strategies_go_by_flowers_own_names_too(tmp_path):
-    run_app(tmp_path, algorithm="FedProx", epochs=1, strategy_options="proximal-mu=0.1")
+    run_app(tmp_path, algorithm="FedProx", **TWO_ROUNDS | {"epochs": 1}, strategy_options="proximal-mu=0.1")
     assert read_results(tmp_path)["status"] == "completed"
 
 
-def test_results_of_an_earlier_run_are_not_written_over(tmp_path):
-    run_app(tmp_path, iterations=1)
+def test_results_of_an_earlier_run_are_not_written_over_nor_mixed_with_what_an_interrupted_one_left(tmp_path):
+    small = {"problem": QUADRATICS, "topology": "ring:2", "iterations": 1}
+    run_app(tmp_path, **small)
     before = (tmp_path / "results.json").read_bytes()
     with pytest.raises(ConfigError, match="holds an earlier run"):
-        run_app(tmp_path, iterations=1)
+        run_app(tmp_path, **small)
     assert (tmp_path / "results.json").read_bytes() == before
+    (tmp_path / "results.json").unlink()
+    with pytest.raises(ConfigError, match="holds an earlier run"):
+        run_app(tmp_path, **small)
 
 
 def test_deployed_peers_speak_over_tcp_and_reach_the_same_theta(tmp_path):

@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from p2pft_flower.cli import app
+from p2pft_flower.config import RunConfig
 from p2pft_flower.flower import client
 from p2pft_flower.learning import tails
 from p2pft_flower.learning.workload import Workload
@@ -176,19 +178,18 @@ OTHERS += [
 ]
 OTHERS += [("pit", "last-block"), ("pit", "head"), ("swin_cr", "last-block"), ("tiny", "last-block")]
 OTHERS += [("hiera", "adapter:4:last-block"), ("maxvit", "last-blocks:2"), ("naflex", "lora:4:last-block")]
-RESUMED = {(KINDS[i % len(KINDS)], tune) for i, tune in enumerate(TUNES)} | set(OTHERS)
-"""Every way of tuning, and every architecture twice at least; that no gradient depends on what went before is
-held for all of them by `tests/learning/model/test_modes.py`."""
+RUN = [(KINDS[i % len(KINDS)], tune) for i, tune in enumerate(TUNES)] + OTHERS
+"""Every way of tuning, and every architecture twice at least. That no gradient depends on what went before is
+held for all pairs by `tests/learning/model/test_modes.py`."""
 
 
-@pytest.mark.parametrize(("kind", "tune"), [*product(KINDS, TUNES), *OTHERS])
+@pytest.mark.parametrize(("kind", "tune"), RUN)
 def test_files_score_as_the_run_did_and_a_resumed_run_is_the_uninterrupted_one(kind, tune, made, tmp_path):
     results = run(made, tmp_path / "whole", kind, tune)
-    if (kind, tune) in RESUMED:
-        killed = killed_after(2, tmp_path / "whole", tmp_path / "killed", n=3)
-        again = run(made, tmp_path / "resumed", kind, tune, resume=str(killed))
-        assert again["resumed_from"]["iteration"] == 2
-        same_run(tmp_path / "resumed", tmp_path / "whole", n=3)
+    killed = killed_after(2, tmp_path / "whole", tmp_path / "killed", n=3)
+    again = run(made, tmp_path / "resumed", kind, tune, resume=str(killed))
+    assert again["resumed_from"]["iteration"] == 2
+    same_run(tmp_path / "resumed", tmp_path / "whole", n=3)
 
     threads = torch.get_num_threads()
     try:
@@ -201,6 +202,22 @@ def test_files_score_as_the_run_did_and_a_resumed_run_is_the_uninterrupted_one(k
     for scored, peer in zip(json.loads(told.stdout), results["peers"], strict=True):
         assert (scored["accuracy"], scored["loss"]) == (peer["accuracy"], peer["loss"])
     assert results["history"][0]["loss"] != results["history"][-1]["loss"]
+
+
+@pytest.mark.parametrize(("kind", "tune"), sorted({*product(KINDS, TUNES)} - {*RUN}))
+def test_the_file_of_every_other_pair_scores_as_its_theta_does(kind, tune, made, tmp_path):
+    config = RunConfig.from_mapping(
+        {"model": f"{made}/models.py:{kind}", "weights": "none", "dataset": f"folder:{made}/pictures"}
+        | {"tune": tune, "batch-size": 3}
+    )
+    before = Workload(config.learning, 3)
+    theta = before.theta0 + np.random.default_rng(0).normal(0, 0.3, before.theta0.size).astype(np.float32)
+    save_file(
+        dict(before.named_tail(theta)), tmp_path / "peer-0.safetensors", before.metadata() | {"peer": "0"}
+    )
+    tail = tails.load_tail(tmp_path / "peer-0.safetensors")
+    assert tail.workload is not before
+    assert tail.score() == before.score(theta) != before.score(before.theta0)
 
 
 def test_a_tails_model_is_built_with_as_many_threads_as_in_its_run(made, tmp_path, monkeypatch):

@@ -26,6 +26,7 @@ from p2pft_flower.lab.ports import free_ports
 from p2pft_flower.learning.privacy import epsilon
 from p2pft_flower.report.collected import collect_results, find_peers
 from p2pft_flower.report.results import read_results
+from tests.quadratics import QUADRATICS
 
 from .engine import run_app
 from .sameness import same_run, scores, tails
@@ -40,8 +41,11 @@ SHORT = {
 }
 """Checkpoints after 0, 2, 4, 6 and 7 iterations, evaluations after 0, 3, 6 and 7."""
 
-PATIENT = SHORT | {"meet_timeout": 120.0}
-"""The same where hosts start one after the other, each with a model of its own."""
+NO_MODEL = {k: v for k, v in SHORT.items() if k not in ("shots", "batch_size")} | {"problem": QUADRATICS}
+"""The same where the claim is about methods, files or places, which a problem without torch shows as well."""
+
+PATIENT = NO_MODEL | {"meet_timeout": 120.0}
+"""The same where hosts start one after the other."""
 
 
 def killed_after(iteration, folder, to, n=4):
@@ -112,26 +116,33 @@ class Adagrad:
         return State(mixed, total, state.steps + 1, state.norm + float(np.linalg.norm(g)))
 """
 
-KINDS = {
-    "p2pft": {"algorithm": "p2pft"},
+METHODS = {
     "p2pft, momentum, cosine": {"algorithm": "p2pft", "momentum": 0.9, "schedule": "cosine"},
     "p2pft, by images, decay": {"objective": "examples", "weight_decay": 0.01, "topology": "lopsided-4"},
     "dgd, momentum": {"algorithm": "dgd", "momentum": 0.5},
     "gt-dgd": {"algorithm": "gt-dgd", "topology": "ring-4"},
     "local": {"algorithm": "local", "momentum": 0.9},
-    "centralized": {"algorithm": "centralized", "momentum": 0.9},
-    "drop-out": {"model": "{tmp}/models.py:dropping", "weights": "none"},
-    "low rank": {"tune": "lora:2"},
-    "augmentation": {"augment": "rand-m9-mstd0.5-inc1"},
-    "privacy": {"dp_clip": 1.0, "dp_noise": 0.5, "shots": 0},
-    "a folder that may grow": {
-        "dataset": "folder:{tmp}/pictures", "stream": True, "shots": 0, "batch_size": 4,
-    },
-    "a pooled folder that may grow": {
-        "dataset": "folder:{tmp}/pictures", "stream": True, "shots": 0, "batch_size": 4,
-        "algorithm": "centralized",
-    },
     "a method of one's own": {"algorithm": "{tmp}/mine.py:Adagrad", "learning_rate": 0.01},
+}
+"""On a problem without a model: of a method, its state is resumed."""
+
+KINDS = {kind: NO_MODEL | settings for kind, settings in METHODS.items()} | {
+    kind: SHORT | settings
+    for kind, settings in {
+        "p2pft": {"algorithm": "p2pft"},
+        "centralized": {"algorithm": "centralized", "momentum": 0.9},
+        "drop-out": {"model": "{tmp}/models.py:dropping", "weights": "none"},
+        "low rank": {"tune": "lora:2"},
+        "augmentation": {"augment": "rand-m9-mstd0.5-inc1"},
+        "privacy": {"dp_clip": 1.0, "dp_noise": 0.5, "shots": 0},
+        "a folder that may grow": {
+            "dataset": "folder:{tmp}/pictures", "stream": True, "shots": 0, "batch_size": 4,
+        },
+        "a pooled folder that may grow": {
+            "dataset": "folder:{tmp}/pictures", "stream": True, "shots": 0, "batch_size": 4,
+            "algorithm": "centralized",
+        },
+    }.items()
 }  # fmt: skip
 
 
@@ -139,7 +150,7 @@ KINDS = {
 def test_a_resumed_run_is_bit_identical_to_one_never_interrupted(kind, tmp_path, pictures):
     (tmp_path / "models.py").write_text(DROPPING)
     (tmp_path / "mine.py").write_text(MINE)
-    settings = SHORT | {
+    settings = {
         k: v.replace("{tmp}", str(tmp_path)) if isinstance(v, str) else v for k, v in KINDS[kind].items()
     }
     n = 1 if settings.get("algorithm") == "centralized" else 4
@@ -159,6 +170,14 @@ def earlier(tmp_path_factory):
     """A run that ended after 7 iterations, whose checkpoints are all there."""
     folder = tmp_path_factory.mktemp("earlier") / "run"
     run_app(folder, slots=1, **SHORT)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def modest(tmp_path_factory):
+    """The same of a problem without a model."""
+    folder = tmp_path_factory.mktemp("modest") / "run"
+    run_app(folder, slots=1, **NO_MODEL)
     return folder
 
 
@@ -199,10 +218,10 @@ def test_another_config_or_graph_is_refused_with_every_difference(changes, told,
     assert not (tmp_path / "x" / "peers").exists()  # nothing was begun
 
 
-def test_a_topology_file_with_the_same_edges_is_the_same_graph(earlier, tmp_path):
+def test_a_topology_file_with_the_same_edges_is_the_same_graph(modest, tmp_path):
     ring = tmp_path / "ring.yaml"
     ring.write_text("peers: 4\nedges: [[0, 1], [1, 2], [2, 3], [3, 0]]\n")
-    run_app(tmp_path / "x", slots=1, **SHORT | {"resume": str(earlier), "topology": str(ring)})
+    run_app(tmp_path / "x", slots=1, **NO_MODEL | {"resume": str(modest), "topology": str(ring)})
     assert read_results(tmp_path / "x")["resumed_from"]["iteration"] == 7
 
 
@@ -216,32 +235,32 @@ def test_other_weights_are_refused_by_their_digest(earlier, tmp_path, monkeypatc
     client.workload.cache_clear()
 
 
-def test_what_theta_does_not_depend_on_may_differ(earlier, tmp_path):
-    killed = killed_after(4, earlier, tmp_path / "killed")
+def test_what_theta_does_not_depend_on_may_differ(modest, tmp_path):
+    killed = killed_after(4, modest, tmp_path / "killed")
     others = {"transport": "grpc", "peer_timeout": 33.0, "checkpoint_every": 1, "checkpoints_kept": 1}
-    run_app(tmp_path / "x", slots=2, **SHORT | {"resume": str(killed)} | others)
-    same_run(tmp_path / "x", earlier)
+    run_app(tmp_path / "x", slots=2, **NO_MODEL | {"resume": str(killed)} | others)
+    same_run(tmp_path / "x", modest)
     # 1 that everybody has, 1 that is being written, 3 for the graph's diameter; none is removed at the end.
     assert list(checkpoint_files(checkpoint_folder(tmp_path / "x", 0))) == [4, 5, 6, 7]
 
 
-def test_a_run_that_has_ended_can_be_lengthened(earlier, tmp_path):
-    longer = SHORT | {"iterations": 12}
-    run_app(tmp_path / "x", slots=1, **longer | {"resume": str(earlier), "extend": True})
+def test_a_run_that_has_ended_can_be_lengthened(modest, tmp_path):
+    longer = NO_MODEL | {"iterations": 12}
+    run_app(tmp_path / "x", slots=1, **longer | {"resume": str(modest), "extend": True})
     run_app(tmp_path / "whole", slots=1, **longer)
     same_run(tmp_path / "x", tmp_path / "whole")
     assert [row["iteration"] for row in read_results(tmp_path / "x")["history"]] == [0, 3, 6, 9, 12]
 
 
-def test_a_run_of_which_nothing_is_left_to_train_says_how_to_lengthen_it(earlier, tmp_path, capsys):
-    run_app(tmp_path / "x", slots=1, **SHORT | {"resume": str(earlier)})
+def test_a_run_of_which_nothing_is_left_to_train_says_how_to_lengthen_it(modest, tmp_path, capsys):
+    run_app(tmp_path / "x", slots=1, **NO_MODEL | {"resume": str(modest)})
     (hint,) = [line for line in capsys.readouterr().out.splitlines() if "nothing is left to train" in line]
     assert "had done all its 7 iterations" in hint
     assert "--extend with more epochs or iterations lengthens it" in hint
 
 
 def test_a_cosine_schedule_cannot_be_lengthened(tmp_path):
-    run_app(tmp_path / "cosine", slots=1, **SHORT | {"schedule": "cosine", "algorithm": "local"})
+    run_app(tmp_path / "cosine", slots=1, **NO_MODEL | {"schedule": "cosine", "algorithm": "local"})
     settings = {
         "schedule": "cosine",
         "algorithm": "local",
@@ -251,7 +270,7 @@ def test_a_cosine_schedule_cannot_be_lengthened(tmp_path):
     with pytest.raises(
         P2PFTError, match=r"7 in the checkpoint, 9 now \(schedule = cosine: its earlier learning rates"
     ):
-        run_app(tmp_path / "x", slots=1, **SHORT | {"iterations": 9} | settings)
+        run_app(tmp_path / "x", slots=1, **NO_MODEL | {"iterations": 9} | settings)
 
 
 def test_extending_nothing_is_refused(tmp_path):
@@ -265,27 +284,27 @@ def test_a_run_that_is_not_there_is_refused(tmp_path, monkeypatch):
         run_app(tmp_path / "x", resume="123")
 
 
-def test_a_run_is_found_by_its_id_in_the_home(earlier, tmp_path, monkeypatch):
+def test_a_run_is_found_by_its_id_in_the_home(modest, tmp_path, monkeypatch):
     monkeypatch.setenv("P2PFT_HOME", str(tmp_path))
-    run = read_results(earlier)["run"]
-    killed_after(2, earlier, tmp_path / "runs" / run)
-    run_app(tmp_path / "x", slots=1, **SHORT | {"resume": run})
-    same_run(tmp_path / "x", earlier)
+    run = read_results(modest)["run"]
+    killed_after(2, modest, tmp_path / "runs" / run)
+    run_app(tmp_path / "x", slots=1, **NO_MODEL | {"resume": run})
+    same_run(tmp_path / "x", modest)
 
 
-def test_a_damaged_file_of_one_peer_takes_all_back_to_the_one_before(earlier, tmp_path, capsys):
-    killed = killed_after(6, earlier, tmp_path / "killed")
+def test_a_damaged_file_of_one_peer_takes_all_back_to_the_one_before(modest, tmp_path, capsys):
+    killed = killed_after(6, modest, tmp_path / "killed")
     torn = checkpoint_folder(killed, 3) / "iteration-6.safetensors"
     torn.write_bytes(torn.read_bytes()[:-1])
-    run_app(tmp_path / "x", slots=1, **SHORT | {"resume": str(killed)})
+    run_app(tmp_path / "x", slots=1, **NO_MODEL | {"resume": str(killed)})
     assert str(torn) in capsys.readouterr().out
     assert read_results(tmp_path / "x")["resumed_from"]["iteration"] == 4
-    same_run(tmp_path / "x", earlier)
+    same_run(tmp_path / "x", modest)
 
 
-def test_a_run_that_lost_a_peer_goes_on_with_all_from_where_all_were_there(earlier, tmp_path, capsys):
+def test_a_run_that_lost_a_peer_goes_on_with_all_from_where_all_were_there(modest, tmp_path, capsys):
     """Peer 2 was lost after 4 iterations, having done 6 by itself; the others did theirs without it."""
-    killed = killed_after(7, earlier, tmp_path / "killed")
+    killed = killed_after(7, modest, tmp_path / "killed")
     for p in range(4):
         folder = checkpoint_folder(killed, p)
         for k in (6, 7):
@@ -294,10 +313,10 @@ def test_a_run_that_lost_a_peer_goes_on_with_all_from_where_all_were_there(earli
                 path.unlink()
             elif p != 2:
                 write_checkpoint(structs.replace(read_checkpoint(path)[0], view=1, live=(0, 1, 3)), folder)
-    run_app(tmp_path / "x", slots=1, **SHORT | {"resume": str(killed)})
+    run_app(tmp_path / "x", slots=1, **NO_MODEL | {"resume": str(killed)})
     assert read_results(tmp_path / "x")["resumed_from"]["iteration"] == 4
     assert "is given up: view 1 of the peers [0, 1, 3], up to iteration 7" in capsys.readouterr().out
-    same_run(tmp_path / "x", earlier)
+    same_run(tmp_path / "x", modest)
 
 
 def without_a_link(folder, iterations):
@@ -312,23 +331,23 @@ def without_a_link(folder, iterations):
             write_checkpoint(structs.replace(found, view=1, about=about), kept)
 
 
-def test_a_run_whose_link_was_cut_goes_on_from_where_all_links_were_there(earlier, tmp_path, capsys):
-    killed = killed_after(7, earlier, tmp_path / "killed")
+def test_a_run_whose_link_was_cut_goes_on_from_where_all_links_were_there(modest, tmp_path, capsys):
+    killed = killed_after(7, modest, tmp_path / "killed")
     without_a_link(killed, (6, 7))
-    run_app(tmp_path / "x", slots=1, **SHORT | {"resume": str(killed)})
+    run_app(tmp_path / "x", slots=1, **NO_MODEL | {"resume": str(killed)})
     assert read_results(tmp_path / "x")["resumed_from"]["iteration"] == 4
     told = "without some peers or links is given up: view 1 of the peers [0, 1, 2, 3], up to iteration 7"
     assert told in capsys.readouterr().out
-    same_run(tmp_path / "x", earlier)
+    same_run(tmp_path / "x", modest)
 
 
-def test_a_run_of_which_only_files_without_a_cut_link_are_left_is_refused_with_the_reason(earlier, tmp_path):
-    killed = killed_after(7, earlier, tmp_path / "killed")
+def test_a_run_of_which_only_files_without_a_cut_link_are_left_is_refused_with_the_reason(modest, tmp_path):
+    killed = killed_after(7, modest, tmp_path / "killed")
     without_a_link(killed, (0, 2, 4, 6, 7))
     with pytest.raises(
         P2PFTError, match=r"edge .*none in the checkpoint.*these links were cut, and no checkpoint"
     ):
-        run_app(tmp_path / "x", slots=1, **SHORT | {"resume": str(killed)})
+        run_app(tmp_path / "x", slots=1, **NO_MODEL | {"resume": str(killed)})
 
 
 def test_a_stream_that_has_grown_keeps_the_length_and_weights_of_the_run(tmp_path, pictures):
@@ -392,11 +411,11 @@ def test_deployed_sites_go_on_from_their_own_files(earlier, tmp_path):
 
 def test_in_deployment_a_site_without_its_files_is_named(tmp_path):
     nodes = sites(tmp_path, free_ports(4))
-    run_app(tmp_path / "first", slots=4, node_configs=nodes, **SHORT)
+    run_app(tmp_path / "first", slots=4, node_configs=nodes, **NO_MODEL)
     run = read_results(tmp_path / "first")["run"]
     shutil.rmtree(tmp_path / "site-2")
     with pytest.raises(P2PFTError, match=r"peer 1: 0, 2, 4, 6, 7; peer 2: none; peer 3"):
-        run_app(tmp_path / "second", slots=4, node_configs=nodes, **SHORT | {"resume": run})
+        run_app(tmp_path / "second", slots=4, node_configs=nodes, **NO_MODEL | {"resume": run})
 
 
 def test_private_gradients_of_a_deployment_cost_more_when_they_are_drawn_again(tmp_path):
@@ -480,7 +499,7 @@ def test_a_run_is_resumed_by_its_name_from_the_newest_of_that_name_and_keeps_the
     tmp_path, monkeypatch, capsys
 ):
     monkeypatch.setenv("P2PFT_HOME", str(tmp_path))
-    run_app("", slots=1, **SHORT | {"name": "pets", "iterations": 4})
+    run_app("", slots=1, **NO_MODEL | {"name": "pets", "iterations": 4})
     run_app("", slots=1, **PATIENT | {"name": "pets"})
     runs = sorted((tmp_path / "runs").iterdir(), key=lambda folder: read_results(folder)["begun"])
     assert [folder.name for folder in runs] == [f"pets-{read_results(folder)['run']}" for folder in runs]
@@ -509,7 +528,7 @@ def test_sites_keep_a_named_run_under_its_name_and_resume_it_by_name_or_id(tmp_p
         assert (kept / "peers" / f"peer-{p}.safetensors").is_file()
         (checkpoint_folder(kept, p) / "iteration-7.safetensors").unlink()
     for number, wanted in enumerate(("pets", run)):
-        settings = SHORT | {"name": "again", "resume": wanted}
+        settings = NO_MODEL | {"name": "again", "resume": wanted}
         run_app(tmp_path / f"again-{number}", slots=4, node_configs=nodes, **settings)
         results = read_results(tmp_path / f"again-{number}")
         assert results["resumed_from"] == {"run": run, "iteration": 6}

@@ -61,7 +61,7 @@ class Federation:
 
     def __init__(self, folder, addresses, monkeypatch, graph=RING, hosts=ALONE, **settings):
         monkeypatch.setenv(TRACE, "1")
-        settings = {"iterations": 200, "survive": True, "peer-timeout": 4.0} | settings
+        settings = {"iterations": 120, "survive": True, "peer-timeout": 4.0} | settings
         self.folder = folder
         self.plans = plans(graph, hosts, addresses, folder, **settings)
         self.all_there = threading.Event()
@@ -73,7 +73,7 @@ class Federation:
         def paced(peer, drawn):
             if hook is not None:
                 hook(peer, drawn)
-            self.all_there.wait(0.05)
+            self.all_there.wait(0.1)
 
         problem = self.problems[host] = Quadratics(hook=paced, **faults)
         life = self.hosts[host] = Host(self.plans[host], problem, access or Access(), joining=joining)

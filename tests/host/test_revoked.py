@@ -38,7 +38,7 @@ def publish(north, folders):
 def test_a_revoked_peer_is_left_by_all_others_and_rejoins_with_a_later_certificate(
     federation, north, tmp_path
 ):
-    net = federation(tcp(), iterations=400, **PATIENT)
+    net = federation(tcp(), iterations=200, **PATIENT)
     own = {p: north[p] for p in range(4)}
     begun = threading.Event()
     runs = [
@@ -62,7 +62,7 @@ def test_a_revoked_peer_is_left_by_all_others_and_rejoins_with_a_later_certifica
     runs[2] = net.start(2, joining=True, hook=lambda *_: net.all_there.set(), access=access)
     for run in runs:
         (outcome,) = run.result(100)
-        assert outcome.iterations == 400
+        assert outcome.iterations == 200
     for p in range(4):
         assert events(tmp_path, p, "view")[-1]["peers"] == [0, 1, 2, 3]
         assert np.abs(net.kept(p) - best(0, 1, 2, 3)).max() < 0.3
@@ -71,7 +71,7 @@ def test_a_revoked_peer_is_left_by_all_others_and_rejoins_with_a_later_certifica
 def test_a_peer_that_was_revoked_before_ends_the_run_by_name_before_its_first_iteration(
     federation, north, tmp_path
 ):
-    net = federation(tcp(), iterations=300, **PATIENT)
+    net = federation(tcp(), iterations=150, **PATIENT)
     own = {p: north[p] for p in range(4)}
     revoke(north.authority, holder=2)
     publish(north, [own[p].folder for p in (0, 1, 3)])

@@ -30,7 +30,7 @@ def views(folder, peer):
 
 def test_when_a_peers_own_code_fails_the_others_go_on_to_their_optimum(tmp_path):
     problems = [Quadratics(fail_at={2: 30}) for _ in range(4)]
-    settings = {"iterations": 300, "survive": True, "peer-timeout": 4.0}
+    settings = {"iterations": 120, "survive": True, "peer-timeout": 4.0}
     results = run_together(plans(RING, [[0], [1], [2], [3]], tcp(), tmp_path, **settings), problems)
     assert isinstance(results[2], PeerFailedError)
     for p in (0, 1, 3):
@@ -44,7 +44,7 @@ def test_when_a_peers_own_code_fails_the_others_go_on_to_their_optimum(tmp_path)
 
 def test_a_method_that_ends_at_a_wrong_point_on_the_graph_that_is_left_ends_the_run_by_name(tmp_path):
     problems = [Quadratics(fail_at={2: 30}) for _ in range(4)]
-    settings = {"iterations": 300, "survive": True, "peer-timeout": 4.0, "algorithm": "gt-dgd"}
+    settings = {"iterations": 120, "survive": True, "peer-timeout": 4.0, "algorithm": "gt-dgd"}
     ring = Graph.load("ring:4")
     results = run_together(plans(ring, [[0], [1], [2], [3]], tcp(), tmp_path, **settings), problems)
     assert isinstance(results[2], PeerFailedError)
@@ -56,7 +56,7 @@ def test_a_method_that_ends_at_a_wrong_point_on_the_graph_that_is_left_ends_the_
 
 def test_of_two_hosts_the_one_that_can_be_no_quorum_ends_as_soon_as_the_other_has_failed(tmp_path, short):
     problems = [Quadratics(fail_at={0: 30}) for _ in range(2)]
-    settings = {"iterations": 300, "survive": True, "peer-timeout": 4.0, "rejoin-deadline": 10_000.0}
+    settings = {"iterations": 120, "survive": True, "peer-timeout": 4.0, "rejoin-deadline": 10_000.0}
     ring = Graph.load("ring:4")
     results = run_together(plans(ring, [[0, 1], [2, 3]], unix(short), tmp_path, **settings), problems)
     assert isinstance(results[0], PeerFailedError)
@@ -108,7 +108,7 @@ def test_a_host_that_is_told_to_leave_goes_and_the_others_go_on_to_their_optimum
     net = federation(tcp(), **PATIENT)
     checkpoints(net)
     reached = threading.Event()
-    runs = [net.start(p, hook=lambda p, drawn: drawn > 20 and p == 2 and reached.set()) for p in range(4)]
+    runs = [net.start(p, hook=lambda p, drawn: drawn > 10 and p == 2 and reached.set()) for p in range(4)]
     assert reached.wait(60)
     net.hosts[2].leave("the ward closes")
     net.all_there.set()
@@ -167,7 +167,7 @@ def test_who_leaves_before_the_training_has_begun_stops_all(federation):
 def test_where_peers_do_not_go_on_without_one_another_who_leaves_stops_all(federation, tmp_path):
     net = federation(tcp(), survive=False, **PATIENT)
     reached = threading.Event()
-    runs = [net.start(p, hook=lambda p, drawn: drawn > 20 and reached.set()) for p in range(4)]
+    runs = [net.start(p, hook=lambda p, drawn: drawn > 10 and reached.set()) for p in range(4)]
     assert reached.wait(60)
     net.hosts[2].leave("the ward closes")
     net.all_there.set()
@@ -242,7 +242,7 @@ def test_a_host_whose_gradient_never_ends_is_given_up_when_it_can_come_back_no_m
         assert (last["kind"], last["error"]) == ("LostContactError", str(error))
         assert stopped_tail(tmp_path, 2)[1] == max(checkpoint_files(checkpoint_folder(tmp_path, 2))) == 29
         for p in (0, 1, 3):
-            assert runs[p].result(100)[0].iterations == 200
+            assert runs[p].result(100)[0].iterations == 120
             assert views(tmp_path, p)[-1]["peers"] == [0, 1, 3]
     finally:
         release.set()

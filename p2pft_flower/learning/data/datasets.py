@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import numpy.typing as npt
@@ -26,21 +27,26 @@ TEST_SHARE = 0.2
 """Share of the digits that are test images; the split does not depend on the run's seed."""
 
 
-def digits(data_dir: str) -> Dataset:  # noqa: ARG001 - a dataset's signature
-    """Return scikit-learn's own 1,797 digits of 8 × 8 pixels: 1,437 to train, 360 to test."""
+@cache
+def _digits() -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64], list[npt.NDArray[np.int64]]]:
+    """Return the digits' pixels, their labels, and which are to train and to test; read once a process."""
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
     images, labels = load_digits(return_X_y=True)
     # Counts of 0..16 to grey levels of 0..255.
     pixels = np.rint(images.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
-    train, test = train_test_split(
-        np.arange(len(labels)), test_size=TEST_SHARE, stratify=labels, random_state=0
-    )
+    parts = train_test_split(np.arange(len(labels)), test_size=TEST_SHARE, stratify=labels, random_state=0)
+    return pixels, labels.astype(np.int64), parts
+
+
+def digits(data_dir: str) -> Dataset:  # noqa: ARG001 - a dataset's signature
+    """Return scikit-learn's own 1,797 digits of 8 × 8 pixels: 1,437 to train, 360 to test."""
+    pixels, labels, (train, test) = _digits()
 
     def split(positions: npt.NDArray[np.int64]) -> Split:
         return Split(
-            labels=labels[positions].astype(np.int64),
+            labels=labels[positions],
             read=lambda index: Image.fromarray(pixels[positions[index]]),
             content=lambda index: array_content(pixels[positions[index]]),
         )

@@ -212,6 +212,11 @@ def share_copy(module: nn.Module) -> nn.Module:
     """
     memo = _empty_attributes(module) | {id(b): b for b in module.buffers()}
     memo |= {id(p): nn.Parameter(p.data, requires_grad=p.requires_grad) for p in module.parameters()}
+    # Each module has a dozen empty dictionaries of hooks, which deepcopy would take most of its time for.
+    empty = [
+        v for m in module.modules() for v in vars(m).values() if type(v) in (dict, OrderedDict) and not v
+    ]
+    memo |= {id(v): type(v)() for v in empty}
     return copy.deepcopy(module, memo)
 
 
