@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import psutil
 
@@ -177,9 +177,21 @@ class Functions:
     preload : sequence of str
         Modules that are imported once, by the process that is forked for each function, so that functions
         start quickly. Python has one such process: the first :class:`Functions` decides its modules.
+
+    Raises
+    ------
+    ValueError
+        When that process has other modules: each function would import its own, which takes seconds.
     """
 
+    _preload: ClassVar[Sequence[str] | None] = None
+
     def __init__(self, preload: Sequence[str]) -> None:
+        if Functions._preload not in (None, list(preload)):
+            raise ValueError(
+                f"functions are started from a process with the modules {Functions._preload}, not {preload}"
+            )
+        Functions._preload = list(preload)
         self._server = multiprocessing.get_context("forkserver")
         self._server.set_forkserver_preload(list(preload))
         self._children: dict[int, _Child] = {}

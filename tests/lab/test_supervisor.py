@@ -10,6 +10,7 @@ import psutil
 import pytest
 
 from p2pft_flower.lab.supervisor import Functions, Programs, marked, marks
+from tests.namespaces.network import PRELOADED
 
 PATIENCE = 60.0
 
@@ -76,7 +77,7 @@ def echo(pipe, prefix):
 
 @pytest.fixture
 def functions():
-    with Functions([]) as started:
+    with Functions(PRELOADED) as started:
         yield started
 
 
@@ -98,8 +99,13 @@ def test_a_function_is_spoken_to_killed_and_started_again(functions):
 
 
 def test_a_function_that_is_stopped_is_not_left_behind():
-    with Functions([]) as functions:
+    with Functions(PRELOADED) as functions:
         functions.start(0, echo, "")
         functions.signal(0, signal.SIGSTOP)
     assert functions.exit_code(0) == -signal.SIGKILL
     assert functions.alive == []
+
+
+def test_functions_with_other_modules_are_refused_since_each_would_import_its_own():
+    with Functions(PRELOADED), pytest.raises(ValueError, match=r"from a process with the modules \['tests"):
+        Functions([])
