@@ -2,7 +2,7 @@
 
 A test that waits starts processes, or has deadlines in real time: it needs little of the processor, but that
 at once. A test that computes keeps a core busy. The first two fifths of the workers (two of the five that
-``pyproject.toml`` asks for) compute, at a low priority (nice 10), so that they take what the others leave;
+``pyproject.toml`` asks for) compute, at a lower priority, so that they take what the others leave;
 the rest wait. When a lane has no more to do, its workers help the other one.
 
 A unit of work is a file, whose fixtures are then made once, or a single test of those in `ALONE`. In each
@@ -29,7 +29,6 @@ WAITS = (
     "tests/flower/test_deployments.py",
     "tests/flower/test_killed_and_resumed.py",
     "tests/cli/test_killed_and_resumed.py",
-    "tests/flower/test_clip_runs.py",
     "tests/lab",
     "tests/faults",
     "tests/namespaces",
@@ -71,7 +70,7 @@ ALONE = (
 )
 """Where each test is a unit: they share no fixture that takes long."""
 
-NICE = 10
+NICE = 5
 
 
 def waits(nodeid: str) -> bool:
