@@ -57,7 +57,7 @@ class TextTower(nn.Module):
         """Return a copy with the same tokenizer, which never changes and whose vocabulary is large."""
         memo[id(self._tokenizer)] = self._tokenizer
         memo[id(self)] = copied = type(self).__new__(type(self))
-        copied.__setstate__(copy.deepcopy(vars(self), memo))
+        vars(copied).update(copy.deepcopy(vars(self), memo))
         return copied
 
     @property
