@@ -245,12 +245,12 @@ def test_a_copy_that_shares_memory_has_attributes_of_its_own():
     copied = share_copy(model)
     copied.blocks[0].register_forward_hook(lambda *_: None)
     copied.blocks[0].register_buffer("more", torch.zeros(1), persistent=False)
-    copied.norm.weight.requires_grad_(True)
+    copied.blocks[0].norm1.weight.requires_grad_(True)
     assert not model.blocks[0]._forward_hooks
     assert "more" not in dict(model.blocks[0].named_buffers())
     assert not model.blocks[0]._non_persistent_buffers_set
-    assert not model.norm.weight.requires_grad
-    assert copied.norm.weight.data_ptr() == model.norm.weight.data_ptr()
+    assert not model.blocks[0].norm1.weight.requires_grad
+    assert copied.blocks[0].norm1.weight.data_ptr() == model.blocks[0].norm1.weight.data_ptr()
 
 
 @pytest.mark.parametrize("family", [name for name in FAMILIES if not refusal(name, "lora:2")])
