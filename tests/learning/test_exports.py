@@ -39,7 +39,7 @@ TUNES = [
 # Random weights: the architectures are real, what they know is not the point. Of ViTs and Swins few are in
 # their full size, which takes ten times as long as a small one.
 MODELS = [(model, tune) for model in ("small_vit", "small_swin") for tune in TUNES]
-MODELS += [("vit_tiny_patch16_224", tune) for tune in ("last-block", "lora:2", "prompt-deep:2")]
+MODELS += [("vit_tiny_patch16_224", tune) for tune in ("last-block", "lora:2")]
 MODELS += [("swin_tiny_patch4_window7_224", "last-block")]
 MODELS += [("eva02_tiny_patch14_224", "lora:2:last-block"), ("small_deit_distilled", "head")]
 MODELS += [(name, "last-block") for name in MORE]

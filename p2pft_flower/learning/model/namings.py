@@ -141,9 +141,10 @@ _Table: TypeAlias = tuple[tuple[str, str], ...]
 
 
 def _table(names: Collection[str]) -> _Table | None:
-    if any(re.match(r"encoder\.layer\.\d+\.", name) for name in names):
+    layers = [name for name in names if name.startswith("encoder.layer")]  # sooner than a pattern finds them
+    if any(re.match(r"encoder\.layer\.\d+\.", name) for name in layers):
         return _VIT
-    if any(re.match(r"encoder\.layers\.\d+\.blocks\.\d+\.", name) for name in names):
+    if any(re.match(r"encoder\.layers\.\d+\.blocks\.\d+\.", name) for name in layers):
         return _SWIN
     return None
 

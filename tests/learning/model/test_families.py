@@ -240,6 +240,19 @@ def test_the_tail_has_timms_names_alone_and_a_copy_of_it_answers_alike(family):
     assert torch.equal(copy.deepcopy(parts.tail).eval()(*stored), parts.tail(*stored))
 
 
+def test_a_copy_that_shares_memory_has_attributes_of_its_own():
+    model = shared("EVA")
+    copied = share_copy(model)
+    copied.blocks[0].register_forward_hook(lambda *_: None)
+    copied.blocks[0].register_buffer("more", torch.zeros(1), persistent=False)
+    copied.blocks[0].norm1.weight.requires_grad_(True)
+    assert not model.blocks[0]._forward_hooks
+    assert "more" not in dict(model.blocks[0].named_buffers())
+    assert not model.blocks[0]._non_persistent_buffers_set
+    assert not model.blocks[0].norm1.weight.requires_grad
+    assert copied.blocks[0].norm1.weight.data_ptr() == model.blocks[0].norm1.weight.data_ptr()
+
+
 @pytest.mark.parametrize("family", [name for name in FAMILIES if not refusal(name, "lora:2")])
 def test_low_rank_updates_merge_into_timms_own_weights(family):
     tuned = tune_model(shared(family), "lora:2")

@@ -113,7 +113,7 @@ def test_gradients_after_a_resume_are_those_of_the_uninterrupted_run_evaluated_o
     rest = descend(whole, passed[-1][0] - np.float32(0.05) * passed[-1][1], 3)
 
     _, _, tail, features = build(path, drop_out, drop_path, batch_norm)
-    for evaluated_before in ((), (0,), (1,), (0, 1, 2)):
+    for evaluated_before in ((), (1,), (0, 1, 2)):
         resumed = objective_of(tail, features)
         resumed.go_to(position)
         for k, (theta, gradient) in enumerate(rest):
