@@ -145,7 +145,7 @@ def test_there_is_always_an_iteration_that_all_peers_have(data):
             assert len(common) >= min(kept, everybody), (disk, done)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(data=st.data())
 def test_there_is_always_an_iteration_that_all_peers_have_of_one_view(data):
     """Also while peers are lost and come back: of all, always; of those left, once there are enough files."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -50,7 +50,9 @@ class TextTower(nn.Module):
         self.model = model.eval().requires_grad_(False)
         self.name = name
         # A function, which deepcopy leaves as it is: each copy of a tower would copy a whole vocabulary.
-        self._tokens_of = lambda texts, length: tokenizer(texts, context_length=length)
+        self._tokens_of: Callable[[list[str], int], torch.Tensor] = lambda texts, length: tokenizer(
+            texts, context_length=length
+        )
         self.length = int(getattr(model, "context_length", None) or model.text.context_length)
         """Most tokens of a text."""
 
@@ -84,8 +86,7 @@ class TextTower(nn.Module):
                 f"text-tower = {self.name!r}: {long[0]!r} has more than {self.length} tokens; use a shorter "
                 f"name or template ({len(long)} texts in all)"
             )
-        found: torch.Tensor = self._tokens_of(list(texts), self.length)
-        return found
+        return self._tokens_of(list(texts), self.length)
 
     def encode(self, tokens: torch.Tensor) -> torch.Tensor:
         """Return the embeddings, (M, D), of ``tokens``, (M, L), as the tower gives them."""
