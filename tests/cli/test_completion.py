@@ -12,11 +12,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import timm
+from typer.main import get_command
 
 import p2pft_flower
 from p2pft_flower.algorithms import ALGORITHMS
 from p2pft_flower.algorithms.codecs import make_codec
-from p2pft_flower.cli.completion import EXAMPLES, complete_connections, complete_graphs, complete_settings
+from p2pft_flower.cli import app
+from p2pft_flower.cli.completion import (
+    EXAMPLES,
+    BashComplete,
+    complete_connections,
+    complete_graphs,
+    complete_settings,
+)
 from p2pft_flower.config import RunConfig, config_keys
 from p2pft_flower.flower.strategies import strategy_names
 from p2pft_flower.learning.data.datasets import DATASETS, TORCHVISION
@@ -53,9 +61,6 @@ def bash(tmp_path_factory):
         "_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1",  # pytest's own shell is not what is tested
     }
     (home / "flwr").mkdir()
-    (home / "flwr" / "config.toml").write_text(
-        '[superlink]\ndefault = "far"\n[superlink.far]\naddress = "x:1"\n'
-    )
 
     def said(*command):
         done = subprocess.run(
@@ -73,25 +78,30 @@ def bash(tmp_path_factory):
     return replies
 
 
-def test_bash_completes_keys_values_and_the_part_after_the_last_break(bash):
-    key, methods, some, numbers, graph, followed, connection, option = bash(
-        ["run", "algor"],
-        ["run", "algorithm", "="],
-        ["run", "algorithm", "=", "d"],
-        ["run", "topology", "=", "ring", ":"],
-        ["topology", "show", "directed"],
-        ["run", "topology", "=", "ring", ":", "4", "learning"],
-        ["run", "--connection", ""],
-        ["up", "--topology", "=", "exponential"],
-    )
-    every = [*ALGORITHMS, *strategy_names()]
+def test_bash_completes_keys_and_the_part_after_the_last_break(bash):
+    key, numbers = bash(["run", "algor"], ["run", "topology", "=", "ring", ":"])
     assert key == ["algorithm=", "algorithm-options="]  # bash inserts what they share, and no space
-    assert methods == every
-    assert some == [name for name in every if name.startswith("d")]
     assert numbers == ["8"]
-    assert graph == ["directed-ring-4", "directed-ring:8"]
+
+
+def offered(monkeypatch, *words):
+    """Return what a bash with the words ``p2pft`` and ``words`` is answered; as above, but in process."""
+    monkeypatch.setenv("COMP_WORDS", " ".join(["p2pft", *words]))
+    monkeypatch.setenv("COMP_CWORD", str(len(words)))
+    return BashComplete(get_command(app), {}, "p2pft", "_P2PFT_COMPLETE").complete().split()
+
+
+def test_values_graphs_connections_and_options_are_completed_too(monkeypatch, connections):
+    connections.write_text('[superlink]\ndefault = "far"\n[superlink.far]\naddress = "x:1"\n')
+    every = [*ALGORITHMS, *strategy_names()]
+    assert offered(monkeypatch, "run", "algorithm", "=") == every
+    some = [name for name in every if name.startswith("d")]
+    assert offered(monkeypatch, "run", "algorithm", "=", "d") == some
+    assert offered(monkeypatch, "topology", "show", "directed") == ["directed-ring-4", "directed-ring:8"]
+    followed = offered(monkeypatch, "run", "topology", "=", "ring", ":", "4", "learning")
     assert followed == ["learning-rate=", "learning-rate=0.1"]
-    assert connection == ["far"]
+    assert offered(monkeypatch, "run", "--connection", "") == ["far"]
+    option = offered(monkeypatch, "up", "--topology", "=", "exponential")
     assert option == ["exponential-16", "exponential:16"]
 
 

@@ -117,7 +117,7 @@ def test_checkpoints_do_not_change_the_run(tmp_path):
     assert with_them.tobytes() == run_all(keeping(tmp_path / "without", every=-1, momentum=0.5)).tobytes()
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(data=st.data())
 def test_there_is_always_an_iteration_that_all_peers_have(data):
     """Peers that may be as far apart as a graph lets them, and writers that are as slow as they may be."""

@@ -212,11 +212,9 @@ def share_copy(module: nn.Module) -> nn.Module:
     """
     memo = _empty_attributes(module) | {id(b): b for b in module.buffers()}
     memo |= {id(p): nn.Parameter(p.data, requires_grad=p.requires_grad) for p in module.parameters()}
-    # Each module has a dozen empty dictionaries of hooks, which deepcopy would take most of its time for.
-    empty = [
-        v for m in module.modules() for v in vars(m).values() if type(v) in (dict, OrderedDict) and not v
-    ]
-    memo |= {id(v): type(v)() for v in empty}
+    # Each module has a dozen empty dictionaries of hooks, for which deepcopy would take most of its time.
+    held = (value for part in module.modules() for value in vars(part).values())
+    memo |= {id(value): type(value)() for value in held if type(value) in (dict, OrderedDict) and not value}
     return copy.deepcopy(module, memo)
 
 
