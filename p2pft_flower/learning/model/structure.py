@@ -212,9 +212,6 @@ def share_copy(module: nn.Module) -> nn.Module:
     """
     memo = _empty_attributes(module) | {id(b): b for b in module.buffers()}
     memo |= {id(p): nn.Parameter(p.data, requires_grad=p.requires_grad) for p in module.parameters()}
-    # Each module has a dozen empty dictionaries of hooks, for which deepcopy would take most of its time.
-    held = (value for part in module.modules() for value in vars(part).values())
-    memo |= {id(value): type(value)() for value in held if type(value) in (dict, OrderedDict) and not value}
     return copy.deepcopy(module, memo)
 
 
