@@ -39,6 +39,6 @@ def test_hooks_and_buffers_that_a_copy_is_given_are_its_own():
 
 
 def test_a_copy_of_a_text_tower_shares_its_vocabulary():
-    """It has some 50,000 words; that of CLIP takes a fifth of a second to copy, for each peer and score."""
+    """It has some 50,000 words in CLIP, and is copied for each peer and each score."""
     copy = share_copy(TextTower(Tower(), Tokenizer(), "made"))
     assert copy.tokens(["a"]).shape == (1, 4)
