@@ -13,6 +13,7 @@ import psutil
 import pytest
 
 from p2pft_flower.lab.ports import free_ports
+from tests.flower.deployment import wait_until
 from tests.quadratics import QUADRATICS, SLOW
 
 from .real import environment, marked, p2pft
@@ -121,8 +122,7 @@ main()
 """
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=str)
-def test_giving_a_run_up_ends_all_its_processes(number, code, env, tmp_path):
+def test_ctrl_c_ends_all_processes_of_a_run_and_keeps_the_scores_so_far(env, tmp_path):
     before = sockets()
     words = [f"problem={SLOW}", "iterations=1000000", "evaluate-every=10", "--out", "out"]
     command = [sys.executable, "-c", INTERRUPTIBLE, "run", *words]
@@ -132,14 +132,34 @@ def test_giving_a_run_up_ends_all_its_processes(number, code, env, tmp_path):
         for line in process.stdout:
             if "iteration " in line and "left" in line:
                 break
-        process.send_signal(number)
+        process.send_signal(signal.SIGINT)
         process.communicate(timeout=120)
-    assert process.returncode == code
+    assert process.returncode == 130
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert results["status"] == "stopped"
     assert [p["peer"] for p in results["peers"]] == [0, 1, 2, 3]  # with the scores that their journals have
     assert all(p["accuracy"] is not None and p["iterations"] >= 10 for p in results["peers"])
     assert len(results["history"]) > 1
+    assert marked(env) == []
+    assert sockets() == before
+
+
+def superlink_runs(env):
+    try:
+        return any("flower-superlink" in " ".join(process.cmdline()) for process in marked(env))
+    except psutil.Error:  # one of them has just ended
+        return False
+
+
+def test_a_run_that_is_told_to_end_while_flower_starts_leaves_no_process(env, tmp_path):
+    before = sockets()
+    command = [Path(sys.executable).parent / "p2pft", "run", f"problem={SLOW}", "--out", "out"]
+    with subprocess.Popen(command, env=env, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr.readline().startswith("starting Flower")
+        wait_until(lambda: superlink_runs(env), "the SuperLink runs")
+        process.terminate()
+        process.communicate(timeout=120)
+    assert process.returncode == 143
     assert marked(env) == []
     assert sockets() == before
 
