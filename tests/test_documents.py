@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import p2pft_flower
+from tools import check_site
 
 PACKAGE = Path(p2pft_flower.__file__).resolve().parent
 ROOT = PACKAGE.parent
@@ -91,3 +92,33 @@ def test_the_map_has_every_layer_and_room_and_every_module_beside_them() -> None
 
 def test_a_missing_file_is_found() -> None:
     assert missing_files("| read | `algorithms/p2pft.py`; `nothing.py` |") == ["nothing.py"]
+
+
+@pytest.mark.parametrize(
+    "element",
+    [
+        '<script src="https://cdn.example/a.js"></script>',
+        '<link rel="stylesheet" href="//fonts.example/css">',
+        '<img src="http://cdn.example/a.png">',
+        '<p style="background: url(https://cdn.example/a.png)">',
+        "<style>@import 'https://cdn.example/a.css';</style>",
+    ],
+)
+def test_what_a_page_of_the_site_loads_from_another_place_is_found(element: str, tmp_path: Path) -> None:
+    (tmp_path / "index.html").write_text(f'<a href="https://flower.ai">x</a><img src="a.png">{element}')
+    (found,) = check_site.remote_loads(tmp_path)
+    assert found.startswith("index.html loads ")
+    assert ".example/" in found
+
+
+def test_a_list_that_the_site_reads_as_a_paragraph_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(check_site, "ROOT", tmp_path)
+    (tmp_path / "README.md").write_text("# Title\n\nText\n- one\n- two\n")
+    page = tmp_path / "site" / "index.html"
+    page.parent.mkdir()
+    page.write_text("<ul><li>menu</ul><article><h1>Title</h1><p>Text - one - two</p></article><img>")
+    assert list(check_site.differences(page.parent, [tmp_path / "README.md"])) == [
+        "README.md: 0 <li> on the site, 2 in CommonMark"
+    ]
