@@ -4,16 +4,27 @@ from __future__ import annotations
 
 import re
 import tomllib
-from dataclasses import FrozenInstanceError
-from itertools import pairwise
+from dataclasses import FrozenInstanceError, dataclass
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from p2pft_flower.config import LearningConfig, MethodConfig, RunConfig, RuntimeConfig, config_keys
+from p2pft_flower.algorithms.objective import OBJECTIVES
+from p2pft_flower.config import (
+    CHOICES,
+    TRANSPORTS,
+    LearningConfig,
+    MethodConfig,
+    RunConfig,
+    RuntimeConfig,
+    config_keys,
+)
+from p2pft_flower.config.runtime import ON_FAILURE
 from p2pft_flower.errors import ConfigError
 from p2pft_flower.resources import resource_dir
+from tools import app_config
+from tools.keys import CONCERNS, keys_of, plain
 
 
 def test_the_app_carries_every_key_with_the_packages_default_and_type():
@@ -24,13 +35,51 @@ def test_the_app_carries_every_key_with_the_packages_default_and_type():
     assert {k: type(v) for k, v in shipped.items()} == {k: type(v) for k, v in config_keys().items()}
 
 
-def test_every_key_of_the_app_has_a_comment():
-    lines = (resource_dir("apps") / "p2pft" / "pyproject.toml").read_text().splitlines()
-    section = lines[lines.index("[tool.flwr.app.config]") + 1 :]
-    for above, line in pairwise(section):
-        if "=" in line and not line.startswith("#"):
-            assert above.startswith("# "), line
-            assert not above.startswith("# ---"), line
+def test_the_apps_keys_are_what_the_dataclasses_make_of_it():
+    """Each name, default and comment; ``python -m tools.app_config`` writes them."""
+    file = resource_dir("apps") / "p2pft" / "pyproject.toml"
+    assert app_config.with_keys(file.read_text(encoding="utf-8")) == file.read_text(encoding="utf-8")
+
+
+def test_every_key_of_the_app_has_its_own_meaning_as_a_comment():
+    lines = (resource_dir("apps") / "p2pft" / "pyproject.toml").read_text(encoding="utf-8").splitlines()
+    said: dict[str, str] = {}
+    comment: list[str] = []
+    for line in filter(None, lines[lines.index("[tool.flwr.app.config]") + 1 :]):
+        if line.startswith("#"):
+            comment = [] if line.startswith("# ---") else [*comment, line.removeprefix("# ")]
+            continue
+        said[line.partition(" = ")[0]] = " ".join(comment)
+        comment = []
+    keys = [key for concern in CONCERNS for key in keys_of(concern)]
+    assert said == {k.name: " ".join(filter(None, [" | ".join(k.choices), plain(k.text)])) for k in keys}
+    assert all(said.values())
+    assert not [text for text in said.values() if "`" in text]
+
+
+def test_the_few_values_that_a_docstring_names_are_those_that_are_taken():
+    named = {key.name: key.choices for concern in CONCERNS for key in keys_of(concern) if key.choices}
+    taken = {key.replace("_", "-"): tuple(filter(None, choices)) for key, choices in CHOICES.items()}
+    taken |= {"objective": OBJECTIVES, "transport": TRANSPORTS, "on-failure": ON_FAILURE}
+    assert {key: set(choices) for key, choices in named.items()} == {k: set(v) for k, v in taken.items()}
+
+
+def test_a_docstring_without_one_of_the_fields_is_refused():
+    @dataclass
+    class Concern:
+        """A concern.
+
+        Attributes
+        ----------
+        one : int
+            The first.
+        """
+
+        one: int = 1
+        two: int = 2
+
+    with pytest.raises(ValueError, match=r"Concern: its docstring has \['one'\]"):
+        keys_of(Concern)
 
 
 def test_keys_are_kebab_case_and_no_two_concerns_share_one():

@@ -1,7 +1,8 @@
 """The documentation's site (mkdocs.yml): the repository's documents become its pages, at their own places.
 
 So a document is read in the repository and on the site, with the same links. A file or folder of code to
-which a document links becomes a page that shows it.
+which a document links becomes a page that shows it. One page is made of the code: settings.md, with every key
+of a run-config and of a node-config.
 """
 
 from __future__ import annotations
@@ -12,9 +13,13 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+import tomlkit
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
+
+from p2pft_flower.flower.site import Site
+from tools.keys import CONCERNS, Key, keys_of, markdown, summary
 
 __all__ = ["documents", "on_files", "on_page_markdown"]
 
@@ -54,6 +59,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     for target in sorted(code):
         uri = _CODE.format(target.relative_to(ROOT).as_posix())
         taken.append(File.generated(config, uri, content=_shown(target)))
+    taken.append(File.generated(config, "settings.md", content=_settings()))
     return taken
 
 
@@ -84,3 +90,33 @@ def _shown(target: Path) -> str:
         names = sorted(file.name for file in target.iterdir() if file.is_file())
         return title + "\n".join(f"- [{name}]({target.name}/{name}.md)" for name in names)
     return f"{title}````` {{ .{target.suffix[1:] or 'text'} }}\n{target.read_text(encoding='utf-8')}\n`````\n"
+
+
+def _settings() -> str:
+    """Return the page of every key, of the dataclasses' docstrings, defaults and bounds."""
+    parts = ["# Settings", _RUN_KEYS]
+    for concern in CONCERNS:
+        parts += [f"## {summary(concern)}", *map(_entry, keys_of(concern))]
+    parts += ["## A site's node-config", _NODE_KEYS, *map(_entry, keys_of(Site))]
+    return "\n\n".join(parts) + "\n"
+
+
+_RUN_KEYS = """A run-config has the keys of the first three parts: `p2pft run KEY=VALUE …`, or
+`flwr run --run-config`. This page is made of the dataclasses that check the keys, as is the
+[app's file of defaults](apps/p2pft/pyproject.toml)."""
+
+_NODE_KEYS = """A SuperNode's `--node-config` describes one site. No coordinator can override these keys
+([the deployment's guide](deploy/README.md) uses them)."""
+
+_KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
+
+
+def _entry(key: Key) -> str:
+    kind = " \\| ".join(f"`{choice}`" for choice in key.choices) or _KINDS[key.type]
+    if key.bounds:
+        least, most = (f"{bound:.15g}" for bound in key.bounds)
+        kind += f" from {least} to {most}"
+    default = "none, it must be given"
+    if key.default is not None:
+        default = f"`{tomlkit.item(key.default).as_string()}`"
+    return f"### `{key.name}`\n\n{kind} · default {default}\n\n{markdown(key.text)}"

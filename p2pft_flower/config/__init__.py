@@ -1,7 +1,7 @@
 """The run-config: kebab-case keys become frozen dataclasses; unknown keys and wrong values are refused.
 
-The Flower app's pyproject.toml carries every key with its default and a comment; a test holds the two
-together.
+The Flower app's pyproject.toml carries every key with its default and its docstring as a comment:
+``python -m tools.app_config`` writes it, and a test holds the two together.
 """
 
 from __future__ import annotations

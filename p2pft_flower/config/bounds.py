@@ -7,7 +7,7 @@ import dataclasses
 from p2pft_flower.errors import ConfigError
 from p2pft_flower.typed import MAX_PEERS
 
-__all__ = ["require", "require_bounds"]
+__all__ = ["BOUNDS", "require", "require_bounds"]
 
 _PLENTY = 10**9
 """More iterations, images or other things than any run has."""
@@ -15,7 +15,7 @@ _PLENTY = 10**9
 _YEAR = 31_536_000.0
 """Seconds of a year: the longest deadline."""
 
-_BOUNDS: dict[str, tuple[float, float]] = {
+BOUNDS: dict[str, tuple[float, float]] = {
     "learning_rate": (1e-30, 1e6),
     "codec_step": (0.0, 1.0),
     "weight_decay": (0.0, 1e6),
@@ -46,11 +46,11 @@ def require(condition: bool, key: str, value: object, right: str) -> None:
 
 
 def require_bounds(concern: object) -> None:
-    """Raise ConfigError if a number among a concern's fields is outside its bounds, :data:`_BOUNDS`."""
+    """Raise ConfigError if a number among a concern's fields is outside its bounds, :data:`BOUNDS`."""
     for f in dataclasses.fields(concern):  # type: ignore[arg-type]  # each of the concerns is a dataclass
-        if f.name not in _BOUNDS:
+        if f.name not in BOUNDS:
             continue
-        (least, most), value = _BOUNDS[f.name], getattr(concern, f.name)
+        (least, most), value = BOUNDS[f.name], getattr(concern, f.name)
         kind = "whole number" if isinstance(value, int) else "number"
         kind += " of seconds" if f.name.endswith(("timeout", "deadline")) else ""
         right = f"a {kind} from {least:.15g} to {most:.15g}"

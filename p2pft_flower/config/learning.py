@@ -53,93 +53,110 @@ class LearningConfig:
     ----------
     problem : str
         Empty: a vision transformer is fine-tuned on images, as the keys below say. Else
-        ``my_module:my_problem``, a learning problem of the user's own, which is given ``batch_size``,
-        ``seed`` and ``data_dir``; the other keys of this class are for vision transformers, and must be left
-        out.
+        ``my_module:my_problem``, a model, data and loss of the user's own (docs/extending.md), which is given
+        ``batch_size``, ``seed`` and ``data_dir``; then the other keys of this part must be left out.
     model : str
-        ``glyph_vit_8`` (embedded), a ViT, DeiT or Swin of timm by name, ``my_module:my_model``, or ``none``
-        with ``dataset = features:…``.
+        ``glyph_vit_8`` or ``glyph_clip_8`` (embedded), a ViT, DeiT, Swin or other of timm by name
+        (docs/models.md), ``my_module:my_model``, or ``none`` with ``dataset = features:…``.
     weights : str
-        ``pretrained`` (the model's own), ``none`` (random, said loudly), or a file's absolute path.
+        ``pretrained`` (the model's own), ``none`` (random, with a warning), or a file's absolute path.
     image_size : int
         Pixels of a side of the images that the model sees; 0: the model's own. Position embeddings are
         resampled to this size.
     crop_pct : float
         Share of the shorter side that the centre crop keeps, in (0, 1]; 0: the model's own.
-    interpolation : str
-        The filter with which images are resized: ``nearest``, ``bilinear``, ``bicubic``, ``lanczos``,
-        ``box``, ``hamming``; empty: the model's own.
-    mean, std : str
-        The number that is subtracted from pixels of 0..1, and the number by which they are then divided: one
-        for all channels, or one a channel as ``"0.485,0.456,0.406"``; ``mean`` in [0, 1], ``std`` in
-        [0.001, 1]; empty: the model's own.
+    interpolation : {"", "nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"}
+        The filter with which images are resized; empty: the model's own.
+    mean : str
+        The number in [0, 1] that is subtracted from pixels of 0..1: one for all channels, or one a channel as
+        ``"0.485,0.456,0.406"``; empty: the model's own. A weights file does not contain it: give it if the
+        file was made with another mean than the model's name implies.
+    std : str
+        The number in [0.001, 1] by which pixels are divided after that: one for all channels, or one a
+        channel; empty: the model's own.
     tune : str
-        ``last-block``, ``last-blocks:K``, ``head``, ``full``, ``bias``, ``bias+norm``, ``lora:R``,
-        ``lora-fa:R``, ``adapter:R``, ``prompt:N`` or ``prompt-deep:N``, with a text tower also
-        ``text-prompt:N`` or ``text-prompt-class:N`` (N vectors before the classes' names); of features
-        ``head``, these two, or ``mlp:WIDTH`` (a layer of so many numbers before the classifier).
+        The trained part: ``last-block`` (the paper's), ``last-blocks:K``, ``head``, ``full``, ``bias``,
+        ``bias+norm``, ``lora:R`` (rank R on the attention projections), ``lora-fa:R`` (its first factor
+        frozen), ``adapter:R`` (bottlenecks of width R), ``prompt:N`` or ``prompt-deep:N`` (N learned tokens).
+        ``bias``, ``bias+norm``, ``lora``, ``lora-fa`` and ``adapter`` also in the last blocks alone, as
+        ``lora:8:last-block`` or ``bias:last-blocks:2``. With a text tower also ``text-prompt:N`` (N learned
+        vectors before the classes' names) and ``text-prompt-class:N`` (N a class). Of features ``head``,
+        ``mlp:WIDTH`` (a layer of so many numbers before the classifier), ``text-prompt:N`` or
+        ``text-prompt-class:N``.
     head : {"random", "text"}
-        The beginning of the classifier: drawn from ``seed``, or the embeddings of the classes' names, so that
-        iteration 0 is what a vision-language model knows without training.
+        The beginning of the classifier: drawn from ``seed``, or the text embeddings of the classes' names, so
+        that iteration 0 is what a vision-language model knows without training (zero-shot).
     text_embeddings : str
-        Absolute path of the file of text embeddings for ``head = text``
-        (:mod:`~p2pft_flower.learning.model.text_embeddings`); if it is set, no text tower is used.
+        Absolute path of a ``.safetensors`` or ``.npz`` file of text embeddings for ``head = text``
+        (docs/features.md); if it is set, no text tower is used.
     text_tower : str
-        The text tower that makes the embeddings for ``head = text``, as open_clip calls it
-        (:mod:`~p2pft_flower.learning.model.tower_names`).
+        The text tower that makes the embeddings for ``head = text``, as open_clip calls it (docs/clip.md):
+        ``glyph_clip_8`` (embedded), ``local-dir:/folder``, ``hf-hub:owner/name``, or ``NAME:TAG``, such as
+        ``ViT-B-32:openai``.
     prompts : str
         The templates around a class's name: one, with ``{}`` for the name, ``imagenet80``, or the absolute
-        path of a text file (:mod:`~p2pft_flower.learning.model.class_texts`).
+        path of a text file with a template a line.
     class_names : str
-        Absolute path of a JSON file with the name of each class; empty: the dataset's own names.
+        Absolute path of a JSON file, one object with the name of each class, such as ``{"0": "zero"}``;
+        empty: the dataset's own names.
     device : {"auto", "cpu", "cuda", "mps"}
-        The device of trunk and tail; ``auto``: an accelerator if there is one.
+        The device of the model; ``auto``: an accelerator if there is one.
     cache : bool
-        Whether the frozen trunk's output for an image is kept on disk and computed only once.
+        Whether the frozen part's output for an image is stored in ``$P2PFT_HOME/cache`` and computed only
+        once (``p2pft cache list``).
     cache_dtype : {"float16", "float32"}
-        Precision of the tokens that are kept on disk.
+        Precision of stored outputs.
     trunk_dtype : {"auto", "float32", "bfloat16"}
-        Precision in which the trunk computes; ``auto``: bfloat16 if the hardware multiplies in it.
+        Precision in which the frozen part computes; ``auto``: bfloat16 if the hardware multiplies in it.
     dataset : str
-        ``digits``, ``cifar10``, ``cifar100``, ``oxford-iiit-pet``, ``oxford-flowers102``,
-        ``folder:/path``, ``folder:/path-{peer}`` (a folder for each peer, by its number),
-        ``features:/path.npz`` or ``.safetensors`` (vectors that a model made elsewhere; with ``{peer}`` a
-        file for each peer), or ``my_module:my_dataset``.
+        ``digits``, ``cifar10``, ``cifar100``, ``oxford-iiit-pet``, ``oxford-flowers102``, ``folder:/path``
+        (train/ and test/ with a folder a class), ``folder:/path-{peer}`` (a folder for each peer, by its
+        number), ``features:/path.npz`` or ``.safetensors`` (vectors that a model made elsewhere,
+        docs/features.md; with ``{peer}`` a file for each peer), or ``my_module:my_dataset``.
     data_dir : str
-        The folder of torchvision's folders; empty: ``$P2PFT_HOME/data``. Datasets of the user's own are given
-        this folder, too.
+        The folder of torchvision's folders (``cifar-10-batches-py``, …); empty: ``$P2PFT_HOME/data``.
+        Datasets of the user's own are given this folder, too.
     download : bool
         Whether torchvision may fetch a dataset that is not there.
     verify : bool
-        Whether to refuse torchvision folders whose md5 sums are not the official ones.
+        Whether to refuse copies of ``cifar10``, ``cifar100`` and ``oxford-flowers102`` whose md5 sums are not
+        the official ones; false: they are accepted with a warning.
     validation : float
-        Share of each class's training images, drawn by ``seed`` before ``shots``, on which peers are scored
-        instead of the test images, in [0, 1); 0: they are scored on the test images.
+        Share of each class's training images in [0, 1), drawn by ``seed`` before ``shots``, on which peers
+        are scored instead of the test images: to choose settings without a look at the test images; 0: they
+        are scored on the test images.
     shots : int
-        Number of training images of each class, drawn before they are dealt out; 0: all.
+        Number of training images of each class, drawn by ``seed`` before they are dealt out; 0: all.
     partition : str
-        ``auto``, ``classes:0-1,2-3,…``, ``iid``, ``dirichlet:ALPHA``, ``shards:K``, ``own`` (with a folder
-        or file for each peer), or ``my_module:my_partition``.
+        ``auto`` (``own`` if there is a folder for each peer, Table 1's classes if the paper gives them, else
+        disjoint classes, else ``dirichlet:0.5``), ``classes:0-1,2-3,4-6,7-9`` (positions) or
+        ``classes:cat+dog,"a, b"`` (names; docs/images.md), ``iid``, ``dirichlet:ALPHA``, ``shards:K`` (K
+        classes a peer), ``own`` (a folder or file for each peer), or ``my_module:my_partition``.
     stream : bool
-        Whether a folder's training images are listed again at the start of each pass over them.
+        Whether a folder's training images are listed again at the start of each pass over them, so that new
+        ones join in; needs ``dataset = folder:…`` and ``partition`` ``auto``, ``classes:…`` or ``own``.
     pixel_range : str
-        ``auto``, or ``LOW:HIGH``: the values that are black and white if an image has more than 8 bits a
-        sample, signs or fractions (``"-1000:400"``); with a folder for each peer also one such text a peer,
-        separated by commas.
+        The values that are black and white if an image has more than 8 bits a sample, signs or fractions:
+        ``auto`` (the file's own; if it declares none, or its samples do not fit, the run is refused), or
+        ``LOW:HIGH``, as ``"-1000:400"``; with a folder for each peer also one of these a peer, separated by
+        commas (or ``pixel-range`` in a site's node-config).
     bad_images : {"refuse", "skip"}
-        Whether an image that cannot be read ends the run, or is left out and named in a warning.
+        Whether an image that cannot be read ends the run, which names the first (``refuse``), or is searched
+        for before the run, left out and named in a warning (``skip``).
     augment : str
         ``none``, ``basic`` (timm's random resized crop and horizontal flip), or one of timm's
-        auto-augmentations on top of ``basic``, such as ``rand-m9-mstd0.5-inc1``. Training images only.
+        auto-augmentations on top of ``basic``, such as ``rand-m9-mstd0.5-inc1``. Training images only; their
+        trunk's outputs cannot be stored then.
     batch_size : int
         Number of images in one mini-batch of one peer; the average number if ``dp_clip`` > 0.
     dp_clip : float
-        L2 norm to which each training image's gradient is clipped, for differential privacy; 0: no privacy.
+        L2 norm to which each training image's gradient is clipped, for differential privacy (docs/privacy.md;
+        needs the extra ``dp``); 0: no privacy.
     dp_noise : float
         Standard deviation, in units of ``dp_clip``, of the noise that is added to a batch's sum of gradients;
-        0: no noise, the gradients are clipped only.
+        0: no noise, the gradients are clipped only, which is not private.
     dp_delta : float
-        δ of the (ε, δ) that is accounted for; 0: 1 / (10 N_i), N_i the number of the peer's training images.
+        δ of the reported (ε, δ); 0: 1 / (10 N), N the number of the peer's training images.
     seed : int
         The seed, which decides partition, new head, mini-batches and every other draw; in a deployment not
         the draws that ``dp_clip`` makes.

@@ -20,38 +20,44 @@ class MethodConfig:
     Attributes
     ----------
     algorithm : str
-        A method of :mod:`p2pft_flower.algorithms`, a strategy of ``flwr.serverapp.strategy`` by name
-        (``fedavg``, ``fedprox``, …), or ``my_module:my_method``.
+        A method of :mod:`p2pft_flower.algorithms` (``p2pft``, ``dgd``, ``gt-dgd``, ``exact-diffusion``,
+        ``sgp``, ``push-diging``, ``momentum-tracking``, ``gt-adam``, ``local``, ``centralized``;
+        docs/performance.md), one of Flower's strategies (``fedavg``, ``fedprox``, …), or
+        ``my_module:my_method``.
     learning_rate : float
         The learning rate α of iteration 0.
     schedule : str
-        ``constant``, ``cosine`` or ``step:EVERY:FACTOR`` (iterations).
+        The learning rate's way: ``constant``, ``cosine`` or ``step:EVERY:FACTOR`` (in iterations).
     momentum : float
-        Heavy-ball β in [0, 1).
+        Heavy-ball β in [0, 1); ``momentum-tracking`` and ``gt-adam`` have ``beta1`` in ``algorithm_options``
+        instead.
     weight_decay : float
         λ ≥ 0; adds λ/2 ‖θ‖² to every peer's loss.
     objective : {"uniform", "examples"}
-        ``uniform``: all peers count the same; ``examples``: all images do. For Flower's strategies, the
-        weights of their averages; FedMedian, Krum and others that do not average ignore this key.
+        ``uniform``: every peer counts the same (the paper); ``examples``: every image does. For Flower's
+        strategies, the weights of their averages; FedMedian, Krum and others that do not average ignore this
+        key.
     local_epochs : int
-        For Flower's strategies: number of epochs of local training in a round.
+        For Flower's strategies only: number of epochs of local training in a round.
     strategy_options : str
-        For Flower's strategies: further arguments, as ``"proximal-mu=0.1,server-learning-rate=0.5"``.
+        For Flower's strategies only: their further arguments, as ``"proximal-mu=0.1,eta=0.05"``.
     algorithm_options : str
-        For methods of :mod:`p2pft_flower.algorithms` and the user's own: further arguments, as
-        ``"local-steps=8"``.
+        For methods of :mod:`p2pft_flower.algorithms` and the user's own only: their further arguments, as
+        ``"local-steps=8"`` of ``p2pft``, ``"beta1=0.9"`` of ``momentum-tracking``,
+        ``"beta1=0.9,beta2=0.999,eps=1e-8"`` of ``gt-adam``.
     codec : str
-        The encoding of payloads: ``none``, ``float16``, ``bfloat16``, ``int8``, ``q4``, ``q3``,
-        ``topk:SHARE`` or ``my_module:my_codec``; all but ``none`` encode differences from the receivers'
-        knowledge.
+        The encoding of payloads (docs/performance.md): ``none``, ``float16``, ``bfloat16``, ``int8``, ``q4``,
+        ``q3``, ``topk:SHARE`` or ``my_module:my_codec``; all but ``none`` encode differences from the
+        receivers' knowledge.
     codec_step : float
         γ in (0, 1] of exchanges with a codec; 0: chosen by graph and codec.
     schedule_graph : str
-        The weights of each iteration: ``static`` (the topology's), ``one-peer-exponential``, ``base:K``,
-        graphs in turn separated by commas, or ``my_module:my_schedule``
-        (:mod:`p2pft_flower.topology.schedule`).
+        The weights of each iteration: ``static`` (the topology's), ``one-peer-exponential`` (one payload a
+        peer, to another one each time), ``base:K`` (K neighbours, the exact mean after a period), graphs in
+        turn, as ``"a.yaml,b.yaml"``, or ``my_module:my_schedule``.
     pipelined : bool
-        Whether p2pft computes its gradients while payloads travel: mix, then adapt.
+        Whether p2pft computes its gradients while payloads travel: mix, then adapt; it bears a smaller
+        ``learning_rate`` then.
 
     Raises
     ------

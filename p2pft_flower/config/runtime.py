@@ -22,30 +22,34 @@ class RuntimeConfig:
     Attributes
     ----------
     topology : str
-        A graph's name, path or generator (``p2pft topology list``).
+        A graph's name, an absolute path to YAML, or a generator such as ``exponential:16`` (``p2pft topology
+        list``).
     epochs : int
-        Length of the run in epochs; an epoch has as many gradients as a peer's mean share of the data has
+        Length of the run in epochs; an epoch has as many iterations as a peer's mean share of the data has
         batches.
     iterations : int
-        Length of the run in iterations; 0 lets ``epochs`` decide.
+        Length of the run in iterations; 0: ``epochs`` decides.
     evaluate_every : int
         Number of iterations between two evaluations; 0: once an epoch. The last iteration is always
-        evaluated. Flower's strategies are evaluated at the end of the round in which the iteration is done.
+        evaluated. Flower's strategies are evaluated at the end of the round in which the iteration is done,
+        for which the model is sent to all clients once more.
     transport : {"auto", "memory", "grpc"}
-        ``auto``: in memory within a host, sockets between hosts. ``memory``: all peers on one host.
-        ``grpc``: sockets even within a host.
+        ``auto``: in memory within a host, sockets between hosts; ``memory``: all peers on one host; ``grpc``:
+        sockets even within a host.
     threads : int
-        Number of Torch threads of each host. Runs are bit-identical to each other at the same value.
+        Number of torch's threads of each host. Runs are bit-identical to each other at the same value.
     meet_timeout : float
         Seconds after which a peer is given up that is missing, silent, or prepares without progress (an image
-        read, a batch through the trunk) before the first iteration; peers that make progress are waited for.
+        read, a batch of 64 through the trunk) before the first iteration; peers that make progress are waited
+        for.
     peer_timeout : float
-        Seconds without a word (payload, heartbeat, answer) after which a peer is taken for lost. A peer that
-        is slow and says so is waited for. The first call that carries a payload has this deadline, too; if a
-        link needs longer, each next call has twice the deadline of the one before, up to ``hang_timeout``.
+        Seconds without a word (payload, heartbeat, answer) after which a peer is suspected, and then taken
+        for lost. A slow peer that sends heartbeats is waited for. The first call that carries a payload has
+        this deadline, too; if a link needs longer, each next call has twice the deadline of the one before,
+        up to ``hang_timeout``.
     on_failure : {"continue", "wait", "stop"}
-        The others' reaction to the loss of a peer: go on without it, wait for it up to ``rejoin_deadline``
-        first, or stop. If all peers are on one host, nobody can be lost.
+        The others' reaction to the loss of a peer: go on without it, wait for it first (all paused, up to
+        ``rejoin_deadline``), or stop. If all peers are on one host, nobody can be lost.
     rejoin_deadline : float
         Seconds that peers wait for an agreement on the next view, or to be let in again; then they stop, with
         a checkpoint. If ``on_failure`` is ``wait``, they wait twice as long, in the first half for a lost
@@ -57,34 +61,39 @@ class RuntimeConfig:
         twice as long no payload gets through, though heartbeats do, the graph does without the edge
         (``on_failure = "stop"``: the run ends).
     run_timeout : float
-        Seconds after which the coordinator gives a run up.
+        Seconds after which the coordinator gives a run up; the default is a week.
     name : str
-        The run's name, by which commands find it beside its id; empty: none. Its folder is then called
-        ``<name>-<run id>`` instead of ``<run id>``, unless ``output_dir`` chooses the folder.
+        The run's name, up to 64 letters, digits, - and _, a letter first; commands find the run by it beside
+        its id; empty: none. Its folder is then called ``<name>-<run id>`` instead of ``<run id>``, unless
+        ``output_dir`` chooses the folder.
     output_dir : str
-        Absolute folder for the results; empty: ``$P2PFT_HOME/runs/<run id>``.
-    preflight_only : bool
-        Whether to look at every peer and link of a deployment, and stop before the first gradient.
+        Absolute folder for the results; empty: ``$P2PFT_HOME/runs/<run id>`` (``~/.p2pft`` if that is not
+        set), on SuperNodes each machine's own.
     checkpoint_every : int
-        Number of iterations between two checkpoints of each peer; 0: when peers are evaluated, but 50
-        iterations apart at least; -1: no checkpoints, and the run cannot be resumed. Flower's strategies
-        write one after each round, unless the value is -1.
+        Number of iterations between two checkpoints of each peer (docs/resume.md); 0: when peers are
+        evaluated, but 50 iterations apart at least; -1: no checkpoints, and the run cannot be resumed.
+        Flower's strategies write one after each round, unless the value is -1.
     checkpoints_kept : int
         Number of the newest iterations of which every peer has a checkpoint.
     resume : str
-        The run from which to go on, by its id, its name, or its folder's absolute path; empty: none.
+        The run from whose checkpoints to go on, by its id, its name, or its folder's absolute path; empty:
+        none, a new run.
     extend : bool
         Whether a run that is resumed may be longer than before.
+    preflight_only : bool
+        Whether to look at every peer and link of a deployment, print the findings, and stop before the first
+        gradient.
     observer_address : str
-        ``host:port`` at which the coordinator of a deployment listens to the peers' progress, and at which
-        they reach the coordinator; empty: the coordinator looks at those that it can reach itself. No peer
-        waits for the coordinator.
+        ``host:port`` at which the coordinator of a deployment, on the SuperLink's machine, listens to the
+        peers' progress, over TLS with its certificate, and at which they reach it; empty: the coordinator
+        looks at those that it can reach itself. No peer waits for the coordinator.
     tensorboard : bool
         Whether the peers' scores, and the consensus error at the coordinator, are written as TensorBoard's
-        event files into the folder ``tensorboard`` of the run's folder.
+        event files into the folder ``tensorboard`` of the run's folder (needs the extra ``tensorboard``).
     callbacks : str
-        What is called at each evaluation, each change of view and the end, ``my_module:MyCallback``; empty:
-        nothing. It runs in a thread of its own in every host.
+        What is called at each evaluation, each change of view and the end, ``my_module:MyCallback``
+        (docs/extending.md has examples for Weights & Biases and MLflow); empty: nothing. It runs in a thread
+        of its own in every host.
     min_peers : int
         The least number of peers with which a run on SuperNodes may start if others are missing after
         ``meet_timeout``; 0: all of the graph. With fewer peers no view goes on (``on_failure``), nor does a
