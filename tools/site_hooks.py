@@ -1,8 +1,8 @@
 """The documentation's site (mkdocs.yml): the repository's documents become its pages, at their own places.
 
 So a document is read in the repository and on the site, with the same links. A file or folder of code to
-which a document links becomes a page that shows it. One page is made of the code: settings.md, with every key
-of a run-config and of a node-config.
+which a document links becomes a page that shows it. Two pages are made of the code: settings.md, with every
+key of a run-config and of a node-config, and api.md, with the public names.
 """
 
 from __future__ import annotations
@@ -60,6 +60,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         uri = _CODE.format(target.relative_to(ROOT).as_posix())
         taken.append(File.generated(config, uri, content=_shown(target)))
     taken.append(File.generated(config, "settings.md", content=_settings()))
+    taken.append(File.generated(config, "api.md", content=_api()))
     return taken
 
 
@@ -120,3 +121,55 @@ def _entry(key: Key) -> str:
     if key.default is not None:
         default = f"`{tomlkit.item(key.default).as_string()}`"
     return f"### `{key.name}`\n\n{kind} · default {default}\n\n{markdown(key.text)}"
+
+
+API = {
+    "Graphs and methods": (
+        "p2pft_flower.Graph",
+        "p2pft_flower.simulate",
+        "p2pft_flower.Simulation",
+        "p2pft_flower.algorithms.make_algorithm",
+        "p2pft_flower.algorithms.check_graph",
+        "p2pft_flower.algorithms.check_exchange",
+        "p2pft_flower.algorithms.gradients_per_step",
+    ),
+    "A method of your own": (
+        "p2pft_flower.algorithms.Algorithm",
+        "p2pft_flower.algorithms.seam.State",
+        "p2pft_flower.algorithms.Rows",
+        "p2pft_flower.algorithms.Columns",
+        "p2pft_flower.algorithms.Both",
+        "p2pft_flower.algorithms.seam.Send",
+        "p2pft_flower.algorithms.seam.Take",
+    ),
+    "A codec of your own": ("p2pft_flower.algorithms.codecs.Codec",),
+    "A problem of your own": (
+        "p2pft_flower.host.problem.OwnProblem",
+        "p2pft_flower.host.problem.Problem",
+        "p2pft_flower.host.problem.Objective",
+        "p2pft_flower.host.problem.Score",
+    ),
+    "A model, a dataset or a partition of your own": (
+        "p2pft_flower.learning.data.datasets.Dataset",
+        "p2pft_flower.learning.data.datasets.Split",
+        "p2pft_flower.learning.data.holdings.Holdings",
+        "p2pft_flower.learning.workload.Workload",
+    ),
+    "A callback of your own": (
+        "p2pft_flower.host.callbacks.WatchedRun",
+        "p2pft_flower.keeping.lines.Evaluation",
+        "p2pft_flower.keeping.lines.ViewChange",
+        "p2pft_flower.keeping.lines.Outcome",
+        "p2pft_flower.keeping.lines.Failed",
+    ),
+    "Settings and exports": ("p2pft_flower.config.RunConfig", "p2pft_flower.learning.exports.load_export"),
+}
+"""The public names, by what they are for."""
+
+
+def _api() -> str:
+    """Return the page of the public names; mkdocstrings writes their docstrings."""
+    parts = ["# API", "[Own parts](docs/extending.md) has a complete example of each."]
+    for title, names in API.items():
+        parts += [f"## {title}", *(f"::: {name}" for name in names)]
+    return "\n\n".join(parts) + "\n"
