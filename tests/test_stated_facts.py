@@ -1,16 +1,22 @@
-"""Documents that say which versions meet and which numbers are served: they say what the code says."""
+"""Pages that say what the code says: which versions meet, which numbers are served, keys, public names."""
 
 from __future__ import annotations
 
+import pkgutil
 import re
 from pathlib import Path
 
 import msgspec
 import pytest
+import yaml
 
-from p2pft_flower.config import RunConfig
+import p2pft_flower
+import p2pft_flower.algorithms
+import p2pft_flower.topology
+from p2pft_flower.config import RunConfig, config_keys
 from p2pft_flower.errors import P2PFTError
 from p2pft_flower.flower import metrics
+from p2pft_flower.flower.site import Site
 from p2pft_flower.keeping import checkpoints
 from p2pft_flower.keeping.lines import read_line
 from p2pft_flower.learning import exports
@@ -21,6 +27,7 @@ from p2pft_flower.report import results
 from p2pft_flower.report.status import status_of
 from p2pft_flower.transport import endpoint
 from tests.report.test_status import bulletin, peer
+from tools.site_pages import API, settings
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 UPGRADE = (DOCS / "upgrade.md").read_text(encoding="utf-8")
@@ -97,3 +104,29 @@ def test_the_page_on_monitoring_has_every_number_that_a_site_serves() -> None:
     text = (DOCS / "monitoring.md").read_text(encoding="utf-8")
     assert set(re.findall(r"^\| `(p2pft_\w+)` \|", text, re.MULTILINE)) == served
     assert len(served) > 10
+    (rules,) = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+    (group,) = yaml.safe_load(rules)["groups"]
+    for rule in group["rules"]:
+        assert set(re.findall(r"p2pft_\w+", rule["expr"])) <= served
+
+
+def test_the_page_of_settings_has_every_key_and_the_values_of_those_with_bounds() -> None:
+    page = settings()
+    keys = [*config_keys(), *(name.replace("_", "-") for name in Site.__dataclass_fields__)]
+    assert re.findall(r"^### `([a-z-]+)`$", page, re.MULTILINE) == keys
+    assert "### `codec-step`\n\na number from 0 to 1 · default `0.0`\n" in page
+    assert '### `on-failure`\n\n`continue` \\| `wait` \\| `stop` · default `"continue"`\n' in page
+    assert "### `peer-id`\n\na whole number · default none, it must be given\n" in page
+    assert "``" not in page.replace("`````", "")
+    assert not re.search(r":\w+:`", page)
+
+
+def test_the_page_of_the_api_has_every_public_name_and_each_is_there() -> None:
+    names = [name for part in API.values() for name in part]
+    assert len(set(names)) == len(names)
+    for name in names:
+        assert pkgutil.resolve_name(name) is not None
+    for package in (p2pft_flower, p2pft_flower.topology, p2pft_flower.algorithms):
+        for public in set(package.__all__) - {"__version__"}:
+            thing = getattr(package, public)
+            assert any(pkgutil.resolve_name(name) is thing for name in names), f"{package.__name__}.{public}"

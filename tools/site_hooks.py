@@ -1,8 +1,7 @@
 """The documentation's site (mkdocs.yml): the repository's documents become its pages, at their own places.
 
 So a document is read in the repository and on the site, with the same links. A file or folder of code to
-which a document links becomes a page that shows it. Two pages are made of the code: settings.md, with every
-key of a run-config and of a node-config, and api.md, with the public names.
+which a document links becomes a page that shows it. Two pages are made of the code (:mod:`tools.site_pages`).
 """
 
 from __future__ import annotations
@@ -13,13 +12,11 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-import tomlkit
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
-from p2pft_flower.flower.site import Site
-from tools.keys import CONCERNS, Key, keys_of, markdown, summary
+from tools.site_pages import api, settings
 
 __all__ = ["documents", "on_files", "on_page_markdown"]
 
@@ -59,8 +56,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     for target in sorted(code):
         uri = _CODE.format(target.relative_to(ROOT).as_posix())
         taken.append(File.generated(config, uri, content=_shown(target)))
-    taken.append(File.generated(config, "settings.md", content=_settings()))
-    taken.append(File.generated(config, "api.md", content=_api()))
+    taken.append(File.generated(config, "settings.md", content=settings()))
+    taken.append(File.generated(config, "api.md", content=api()))
     return taken
 
 
@@ -91,85 +88,3 @@ def _shown(target: Path) -> str:
         names = sorted(file.name for file in target.iterdir() if file.is_file())
         return title + "\n".join(f"- [{name}]({target.name}/{name}.md)" for name in names)
     return f"{title}````` {{ .{target.suffix[1:] or 'text'} }}\n{target.read_text(encoding='utf-8')}\n`````\n"
-
-
-def _settings() -> str:
-    """Return the page of every key, of the dataclasses' docstrings, defaults and bounds."""
-    parts = ["# Settings", _RUN_KEYS]
-    for concern in CONCERNS:
-        parts += [f"## {summary(concern)}", *map(_entry, keys_of(concern))]
-    parts += ["## A site's node-config", _NODE_KEYS, *map(_entry, keys_of(Site))]
-    return "\n\n".join(parts) + "\n"
-
-
-_RUN_KEYS = """A run-config has the keys of the first three parts: `p2pft run KEY=VALUE …`, or
-`flwr run --run-config`. This page is made of the dataclasses that check the keys, as is the
-[app's file of defaults](apps/p2pft/pyproject.toml)."""
-
-_NODE_KEYS = """A SuperNode's `--node-config` describes one site. No coordinator can override these keys
-([the deployment's guide](deploy/README.md) uses them)."""
-
-_KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
-
-
-def _entry(key: Key) -> str:
-    kind = " \\| ".join(f"`{choice}`" for choice in key.choices) or _KINDS[key.type]
-    if key.bounds:
-        least, most = (f"{bound:.15g}" for bound in key.bounds)
-        kind += f" from {least} to {most}"
-    default = "none, it must be given"
-    if key.default is not None:
-        default = f"`{tomlkit.item(key.default).as_string()}`"
-    return f"### `{key.name}`\n\n{kind} · default {default}\n\n{markdown(key.text)}"
-
-
-API = {
-    "Graphs and methods": (
-        "p2pft_flower.Graph",
-        "p2pft_flower.simulate",
-        "p2pft_flower.Simulation",
-        "p2pft_flower.algorithms.make_algorithm",
-        "p2pft_flower.algorithms.check_graph",
-        "p2pft_flower.algorithms.check_exchange",
-        "p2pft_flower.algorithms.gradients_per_step",
-    ),
-    "A method of your own": (
-        "p2pft_flower.algorithms.Algorithm",
-        "p2pft_flower.algorithms.seam.State",
-        "p2pft_flower.algorithms.Rows",
-        "p2pft_flower.algorithms.Columns",
-        "p2pft_flower.algorithms.Both",
-        "p2pft_flower.algorithms.seam.Send",
-        "p2pft_flower.algorithms.seam.Take",
-    ),
-    "A codec of your own": ("p2pft_flower.algorithms.codecs.Codec",),
-    "A problem of your own": (
-        "p2pft_flower.host.problem.OwnProblem",
-        "p2pft_flower.host.problem.Problem",
-        "p2pft_flower.host.problem.Objective",
-        "p2pft_flower.host.problem.Score",
-    ),
-    "A model, a dataset or a partition of your own": (
-        "p2pft_flower.learning.data.datasets.Dataset",
-        "p2pft_flower.learning.data.datasets.Split",
-        "p2pft_flower.learning.data.holdings.Holdings",
-        "p2pft_flower.learning.workload.Workload",
-    ),
-    "A callback of your own": (
-        "p2pft_flower.host.callbacks.WatchedRun",
-        "p2pft_flower.keeping.lines.Evaluation",
-        "p2pft_flower.keeping.lines.ViewChange",
-        "p2pft_flower.keeping.lines.Outcome",
-        "p2pft_flower.keeping.lines.Failed",
-    ),
-    "Settings and exports": ("p2pft_flower.config.RunConfig", "p2pft_flower.learning.exports.load_export"),
-}
-"""The public names, by what they are for."""
-
-
-def _api() -> str:
-    """Return the page of the public names; mkdocstrings writes their docstrings."""
-    parts = ["# API", "[Own parts](docs/extending.md) has a complete example of each."]
-    for title, names in API.items():
-        parts += [f"## {title}", *(f"::: {name}" for name in names)]
-    return "\n\n".join(parts) + "\n"
