@@ -24,6 +24,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PLACES = (
     "*.md",
     "docs/*.md",
+    "docs/*.css",
     "docs/images/*",
     "apps/p2pft/README.md",
     "benchmarks/README.md",
@@ -31,7 +32,7 @@ PLACES = (
     "topologies/README.md",
     "p2pft_flower/learning/model/embedded/README.md",
 )
-"""The documents and their pictures, as patterns of paths in the repository."""
+"""The documents, their pictures and the site's own style, as patterns of paths in the repository."""
 
 _LINK = re.compile(r"(?<=\]\()([^)\s#:]+)(?=\))")
 """The target of a link to a file or folder of the repository, without an anchor."""

@@ -27,7 +27,8 @@ class MethodConfig:
     learning_rate : float
         The learning rate α of iteration 0.
     schedule : str
-        The learning rate's way: ``constant``, ``cosine`` or ``step:EVERY:FACTOR`` (in iterations).
+        The learning rate over the iterations: ``constant``, ``cosine`` or ``step:EVERY:FACTOR`` (in
+        iterations).
     momentum : float
         Heavy-ball β in [0, 1); ``momentum-tracking`` and ``gt-adam`` have ``beta1`` in ``algorithm_options``
         instead.
