@@ -48,7 +48,8 @@ def status(
         what = f"run {run} does not train" if run else "no run trains"
         typer.echo(
             f"{what} here: is this the machine of one of its peers, and P2PFT_HOME that of its SuperNode? "
-            "What has come of a run that has ended stands in its folder (results.json, peers/)",
+            "A run that has just been started is here once its peers have read their data; what has come of "
+            "one that has ended stands in its folder (results.json, peers/)",
             err=True,
         )
         raise typer.Exit(EXIT_FAILED)

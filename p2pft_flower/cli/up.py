@@ -82,6 +82,7 @@ def up(
     for peer in state.peers:
         typer.echo(f"peer {peer.peer}: {peer.address}, certificates in {peer.certificates}")
     typer.echo(f"run:  p2pft run --connection {CONNECTION}{setting}")
+    typer.echo(f"back: p2pft rejoin --interrupted --node-config {state.peers[0].node_config}   (of peer 0)")
     typer.echo("end:  p2pft down")
 
 

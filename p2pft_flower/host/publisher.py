@@ -193,9 +193,7 @@ class Publisher:
         whom = None
         if awaited is not None:
             peer, since = awaited
-            there = self._standings.heard().get(self._member(peer))
-            awaits = None if there is None else awaited_by(there.standing)
-            whom = Awaited(peer, since, wires.heartbeats.spoken(peer), awaits)
+            whom = Awaited(peer, since, wires.heartbeats.spoken(peer), self._chain(peer))
         self._log.waits(whom, now, self._rate.value)
 
     def _edges(self, carried: Mapping[tuple[int, int], Carried]) -> list[EdgeTraffic]:
@@ -217,6 +215,16 @@ class Publisher:
     def _incarnation(self) -> int:
         wires = self._wires()
         return 0 if wires is None or wires.agreement is None else wires.agreement.incarnation
+
+    def _chain(self, peer: int) -> tuple[int, ...]:
+        """Return whom ``peer`` waits for, whom that one waits for, and so on, as far as is known."""
+        heard, seen = self._standings.heard(), [peer]
+        while (there := heard.get(self._member(seen[-1]))) is not None:
+            further = awaited_by(there.standing)
+            if further is None or further in seen or further in self._own:
+                break
+            seen.append(further)
+        return tuple(seen[1:])
 
     def _member(self, peer: int) -> int:
         """Return the member whose host runs ``peer``."""

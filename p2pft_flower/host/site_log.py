@@ -33,14 +33,14 @@ class Awaited(NamedTuple):
         The time at which the waiting began.
     spoken : float or None
         Seconds since the peer last spoke to this host; None if it has not yet.
-    awaits : int or None
-        The peer that it waits for itself.
+    chain : tuple of int
+        The peer that it waits for itself, the one that this one waits for, and so on, as far as is known.
     """
 
     peer: int
     since: float
     spoken: float | None
-    awaits: int | None
+    chain: tuple[int, ...] = ()
 
 
 class SiteLog:
@@ -120,4 +120,7 @@ class SiteLog:
                 f"silent for {awaited.spoken:.0f} s, and after {self._silence:g} s it is lost (peer-timeout)"
             )
         slow = f"it last spoke {awaited.spoken:.0f} s ago: slow, not lost"
-        return slow if awaited.awaits is None else f"{slow}; it waits for {self._plan.called(awaited.awaits)}"
+        if not awaited.chain:
+            return slow
+        first, last = self._plan.called(awaited.chain[0]), self._plan.called(awaited.chain[-1])
+        return f"{slow}; it waits for {first}" + (f", and so in the end for {last}" if first != last else "")

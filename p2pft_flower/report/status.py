@@ -213,7 +213,7 @@ def _peer_status(
         change = next((v for v in reversed(best.views) if peer in v.lost), None)
         state = "lost"
         since = time_now - change.time if change is not None else None  # type: ignore[assignment]
-        why = "" if change is None else _reason(change, peer)
+        why = "" if change is None else _reason(bulletins, change, peer)
     elif own is not None and not own.alive:
         state, since = "ended", time_now - own.written
         why = f"its process {own.pid} here was killed, or its machine was started again"
@@ -246,8 +246,11 @@ def _peer_status(
     )
 
 
-def _reason(change: ViewChange, peer: int) -> str:
-    return change.why.get(peer) or change.presumed.get(peer, "")
+def _reason(bulletins: Sequence[Bulletin], change: ViewChange, peer: int) -> str:
+    """Return why a peer was lost; of what the processes here have seen, always the same that says most."""
+    told = [v for b in bulletins for v in b.views if v.number == change.number]
+    seen = {v.why[peer] for v in told if peer in v.why} or {v.presumed.get(peer, "") for v in told}
+    return max(seen, key=lambda reason: (len(reason), reason))
 
 
 def _left(training: Sequence[PeerStatus], iterations: int) -> float | None:

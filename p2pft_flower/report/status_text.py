@@ -42,7 +42,8 @@ def _span(seconds: float | None) -> str:
 
 def status_table(status: RunStatus, now: float) -> str:
     """Return the state of a run as a table and sentences."""
-    table = Table(title=f"run {status.run}: iteration {status.iteration} of {status.iterations}")
+    done = f"iteration {status.iteration} of {status.iterations}"
+    table = Table(title=f"run {status.run} at {_clock(now)}: {done}")
     for column in _COLUMNS:
         table.add_column(column, justify="left" if column in ("name", "state") else "right")
     for p in status.peers:

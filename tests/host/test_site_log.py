@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
+from p2pft_flower.host.publisher import Publisher
 from p2pft_flower.host.site_log import Awaited, SiteLog
+from p2pft_flower.transport import Standing
 from tests.journals import made_line
 
 from .hosts import ALONE, RING
@@ -22,8 +25,8 @@ def site(tmp_path):
     return SiteLog(named, lambda level, line: lines.append(line)), lines
 
 
-def awaited(spoken=1.0, awaits=None):
-    return Awaited(3, 100.0, spoken, awaits)
+def awaited(spoken=1.0, chain=()):
+    return Awaited(3, 100.0, spoken, chain)
 
 
 def test_an_evaluation_is_a_line_with_the_peer_by_name_and_the_time_left(site):
@@ -77,18 +80,19 @@ def test_it_is_told_when_the_waiting_is_over(site):
 
 
 @pytest.mark.parametrize(
-    ("spoken", "awaits", "reason"),
+    ("spoken", "chain", "reason"),
     [
-        (None, None, "it has not spoken yet"),
-        (15.0, None, "silent for 15 s, and after 20 s it is lost (peer-timeout)"),
-        (6.0, 0, "silent for 6 s, and after 20 s it is lost (peer-timeout)"),
-        (1.0, 0, "it last spoke 1 s ago: slow, not lost; it waits for peer 0 (north)"),
+        (None, (), "it has not spoken yet"),
+        (15.0, (), "silent for 15 s, and after 20 s it is lost (peer-timeout)"),
+        (6.0, (0,), "silent for 6 s, and after 20 s it is lost (peer-timeout)"),
+        (1.0, (0,), "it last spoke 1 s ago: slow, not lost; it waits for peer 0 (north)"),
+        (1.0, (2, 1, 0), "slow, not lost; it waits for peer 2, and so in the end for peer 0 (north)"),
     ],
 )
-def test_the_reason_says_what_is_known_of_the_peer(site, spoken, awaits, reason):
+def test_the_reason_says_what_is_known_of_the_peer(site, spoken, chain, reason):
     log, lines = site
     for now in (149.0, 150.0):
-        log.waits(awaited(spoken, awaits), now, rate=1.0)
+        log.waits(awaited(spoken, chain), now, rate=1.0)
     assert lines[0].endswith(reason)
 
 
@@ -98,3 +102,18 @@ def test_a_site_that_was_suspended_itself_does_not_blame_its_neighbour(site):
     log.waits(awaited(), 131.0, rate=1.0)  # its own process stood still
     log.waits(None, 132.0, rate=1.0)
     assert lines == []
+
+
+def test_the_chain_of_those_who_wait_ends_with_who_waits_for_nobody_or_for_one_of_them():
+    def chain(first, waits):
+        heard = {p: SimpleNamespace(standing=Standing(awaited=q)) for p, q in waits.items()}
+        heard[9] = SimpleNamespace(standing=Standing())
+        standings = SimpleNamespace(heard=lambda: heard)
+        site = SimpleNamespace(_standings=standings, _member=lambda p: p, _own={0})
+        return Publisher._chain(site, first)
+
+    assert chain(3, {3: 2, 2: 9}) == (2, 9)
+    assert chain(9, {}) == ()
+    assert chain(3, {3: 2, 2: 1}) == (2, 1)  # nothing was heard of peer 1
+    assert chain(3, {3: 2, 2: 1, 1: 3}) == (2, 1)
+    assert chain(3, {3: 2, 2: 0}) == (2,)  # that is who asks
