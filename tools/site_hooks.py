@@ -16,7 +16,7 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
-from tools.site_pages import api, settings
+from tools.site_pages import api, notebook, settings
 
 __all__ = ["documents", "on_files", "on_page_markdown"]
 
@@ -25,6 +25,7 @@ PLACES = (
     "*.md",
     "docs/*.md",
     "docs/*.css",
+    "docs/*.ipynb",
     "docs/images/*",
     "apps/p2pft/README.md",
     "benchmarks/README.md",
@@ -33,6 +34,8 @@ PLACES = (
     "p2pft_flower/learning/model/embedded/README.md",
 )
 """The documents, their pictures and the site's own style, as patterns of paths in the repository."""
+
+NOTEBOOK = ".ipynb"
 
 _LINK = re.compile(r"(?<=\]\()([^)\s#:]+)(?=\))")
 """The target of a link to a file or folder of the repository, without an anchor."""
@@ -51,7 +54,11 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     taken = Files([file for file in files if file.src_dir != config.docs_dir])
     for path in sorted({path for place in PLACES for path in ROOT.glob(place)}):
         uri = path.relative_to(ROOT).as_posix()
-        taken.append(File.generated(config, uri, abs_src_path=str(path)))
+        if path.suffix == NOTEBOOK:
+            page = uri.removesuffix(NOTEBOOK) + ".md"
+            taken.append(File.generated(config, page, content=notebook(path)))
+        else:
+            taken.append(File.generated(config, uri, abs_src_path=str(path)))
     code = {target for path in documents() for target in _linked_code(path)}
     code |= {file for target in code if target.is_dir() for file in target.iterdir() if file.is_file()}
     for target in sorted(code):
@@ -67,6 +74,8 @@ def on_page_markdown(markdown: str, page: Page, files: Files, **_: object) -> st
     here = posixpath.dirname(page.file.src_uri)
 
     def shown(match: re.Match[str]) -> str:
+        if match[1].endswith(NOTEBOOK):
+            return match[1].removesuffix(NOTEBOOK) + ".md"
         target = posixpath.normpath(posixpath.join(here, match[1]))
         uri = _CODE.format(target)
         return posixpath.relpath(uri, here or ".") if files.get_file_from_path(uri) else match[1]

@@ -1,13 +1,18 @@
-"""Two pages of the documentation's site that are made of the code: every key, and the public names."""
+"""Pages of the site that are made of something else than a document: every key, public names, notebooks."""
 
 from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import tomlkit
 
 from p2pft_flower.flower.site import Site
 from tools.keys import CONCERNS, Key, keys_of, markdown, summary
 
-__all__ = ["API", "api", "settings"]
+__all__ = ["API", "api", "notebook", "settings"]
 
 _RUN_KEYS = """A run-config has the keys of the first three parts: `p2pft run KEY=VALUE …`, or
 `flwr run --run-config`. This page is made of the dataclasses that check the keys, as is the
@@ -92,3 +97,22 @@ def api() -> str:
     for title, names in API.items():
         parts += [f"## {title}", *(f"::: {name}" for name in names)]
     return "\n\n".join(parts) + "\n"
+
+
+def notebook(file: Path) -> str:
+    """Return a notebook as a page: its texts, its code, and what that has printed and drawn."""
+    cells = json.loads(file.read_text(encoding="utf-8"))["cells"]
+    return "\n\n".join(part for cell in cells for part in _parts(cell))
+
+
+def _parts(cell: dict[str, Any]) -> Iterator[str]:
+    source = "".join(cell["source"])
+    if cell["cell_type"] == "markdown":
+        yield source
+        return
+    yield f"```python\n{source}\n```"
+    for output in cell["outputs"]:
+        if "text" in output:
+            yield f"```text\n{''.join(output['text']).rstrip()}\n```"
+        elif drawn := output.get("data", {}).get("image/png"):
+            yield f"![What the cell above draws](data:image/png;base64,{''.join(drawn.split())})"
