@@ -136,6 +136,20 @@ def test_a_lost_peer_is_lost_since_its_view_and_the_result_lacks_its_images():
     assert "view 1 after 380 iterations: peer 3 (west) was lost" in text
 
 
+def test_the_reason_of_a_loss_is_the_same_in_every_look_whoever_wrote_last():
+    seen = {0: {3: "its connection was refused"}, 1: {3: "its process is stopped: it crashed"}, 2: {}}
+    for last in seen:
+        looks = [
+            bulletin(own=(p,), live=(0, 1, 2), views=(view(why=why),), written=NOW - (p != last))
+            for p, why in seen.items()
+        ]
+        for order in (looks, looks[::-1]):
+            _, peers = state_of(*order)
+            assert peers[3].why == "its process is stopped: it crashed"
+    presumed = bulletin(live=(0, 1, 2), views=(view(why={}, presumed={3: "silent"}),))
+    assert state_of(presumed)[1][3].why == "silent"
+
+
 def test_a_peer_that_came_back_is_no_risk_any_more():
     back = view(number=2, peers=(0, 1, 2, 3), lost=(), joined=(3,), why={})
     status, peers = state_of(bulletin(views=(view(), back)))
