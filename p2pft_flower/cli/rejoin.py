@@ -56,9 +56,9 @@ def rejoin(
     log_to_stream()
     try:
         site = Site.parse(node_config)
-        _one_of(run, folder, interrupted=interrupted)
+        _one_of(run, interrupted=interrupted)
         if run is None:
-            found = site.interrupted()
+            found = site.interrupted(None if folder is None else folder.expanduser().absolute())
             if isinstance(found, str):
                 typer.echo(f"there is nothing to rejoin: {found}")
                 return
@@ -80,8 +80,8 @@ def rejoin(
     )
 
 
-def _one_of(run: str | None, folder: Path | None, *, interrupted: bool) -> None:
-    if interrupted and (run is not None or folder is not None):
-        raise ConfigError("--interrupted finds the run by itself: leave RUN and --output-dir out")
+def _one_of(run: str | None, *, interrupted: bool) -> None:
+    if interrupted and run is not None:
+        raise ConfigError("--interrupted finds the run by itself: leave RUN out")
     if not interrupted and run is None:
         raise ConfigError("which run? Give its id or its name, or --interrupted for the site's last one")

@@ -277,9 +277,15 @@ class Site:
         above = self._runs()
         return find_run(above, wanted) or Found(wanted, above / wanted)
 
-    def interrupted(self) -> Found | str:
-        """Return what :func:`~p2pft_flower.keeping.rejoining.interrupted` finds among the site's runs."""
-        return interrupted(self._runs(), self.peer_id)
+    def interrupted(self, folder: Path | None = None) -> Found | str:
+        """Return what :func:`~p2pft_flower.keeping.rejoining.interrupted` finds among the site's runs.
+
+        Parameters
+        ----------
+        folder : Path, optional
+            The run's own folder, where the run-config chose it.
+        """
+        return interrupted(self._runs(), self.peer_id, folder)
 
     def _runs(self) -> Path:
         return Path(self.output_dir).expanduser() if self.output_dir else runs_folder()

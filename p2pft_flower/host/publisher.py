@@ -32,6 +32,9 @@ _OF_LATE = 60.0
 _END = 5.0
 """Seconds that the thread has to end."""
 
+_WAITS = 2.0
+"""Seconds for which a peer must have waited, by its own word, to be part of a chain of those that wait."""
+
 _STATES = {
     Pulse.COMPUTING: Standing.COMPUTING,
     Pulse.WAITING: Standing.WAITING,
@@ -222,6 +225,9 @@ class Publisher:
         while (there := heard.get(self._member(seen[-1]))) is not None:
             further = awaited_by(there.standing)
             if further is None or further in seen or further in self._own:
+                break
+            # It said so long after it had begun to wait: a peer that is gone has said so as it always does.
+            if there.standing is None or there.standing.busy < _WAITS:
                 break
             seen.append(further)
         return tuple(seen[1:])

@@ -103,7 +103,7 @@ def kept_plan(folder: Path, run: str, peer: int) -> Plan:
     return plan
 
 
-def interrupted(above: Path, peer: int) -> Found | str:
+def interrupted(above: Path, peer: int, folder: Path | None = None) -> Found | str:
     """Return the run that ``peer`` trained last on this machine, if it was interrupted; else say why not.
 
     It was interrupted if the peer's last life has no end, as after a power cut, or if the peer left the
@@ -116,6 +116,8 @@ def interrupted(above: Path, peer: int) -> Found | str:
         The folder that holds the runs' folders.
     peer : int
         The peer.
+    folder : Path, optional
+        The run's own folder, where it is not below ``above``; then only this run is looked at.
 
     Returns
     -------
@@ -125,24 +127,47 @@ def interrupted(above: Path, peer: int) -> Found | str:
     Raises
     ------
     DataError
-        If the journal of that run cannot be read.
+        If the journal or the plan of that run cannot be read.
     """
-    journals = above.glob(f"*/peers/peer-{peer}.jsonl")
-    begun = {path.parent.parent: begun_by_journal(path.parent.parent) for path in journals}
-    if not begun:
-        return f"no run of peer {peer} is below {above}"
-    folder = max(begun, key=lambda one: (begun[one] or 0.0, one.name))
-    run = split_name(folder.name)[1]
+    chosen = _last_folder(above, peer) if folder is None else folder
+    if chosen is None:
+        return (
+            f"no run of peer {peer} is below {above}; if the run-config chose another folder (output-dir, or "
+            "p2pft run --out), give that one with --output-dir"
+        )
+    if not _journal(chosen, peer).is_file():
+        return f"no run of peer {peer} is in {chosen}"
+    run = _run_in(chosen, peer)
+    over = _why_over(chosen, run, peer)
+    return over or Found(run, chosen, f"run {run} was interrupted ({chosen})")
+
+
+def _last_folder(above: Path, peer: int) -> Path | None:
+    """Return the folder of the run that ``peer`` began last; None if there is none."""
+    folders = [path.parent.parent for path in above.glob(f"*/peers/peer-{peer}.jsonl")]
+    return max(folders, key=lambda one: (begun_by_journal(one) or 0.0, one.name), default=None)
+
+
+def _why_over(folder: Path, run: str, peer: int) -> str:
+    """Return why the peer's last run cannot be rejoined; empty if it was interrupted."""
     if there := [there for there in running(run) if peer in there.peers]:
         return f"peer {peer} trains run {run}, in process {there[0].pid}"
-    last = _last_line(folder, peer)
+    last, which = _last_line(folder, peer), f"run {run}, the last one of peer {peer},"
     if isinstance(last, Outcome):
-        return f"run {run}, the last one of peer {peer}, was trained to its end"
+        return f"{which} was trained to its end"
     if isinstance(last, Failed) and last.cause in _OVER:
-        return f"run {run}, the last one of peer {peer}, is over: {last.error}"
-    if not plan_file(folder, peer).exists():
-        return f"run {run}, the last one of peer {peer}, keeps no plan to rejoin it with"
-    return Found(run, folder, f"run {run} was interrupted ({folder})")
+        return f"{which} is over: {last.error}"
+    return "" if plan_file(folder, peer).exists() else f"{which} keeps no plan to rejoin it with"
+
+
+def _journal(folder: Path, peer: int) -> Path:
+    return folder / "peers" / f"peer-{peer}.jsonl"
+
+
+def _run_in(folder: Path, peer: int) -> str:
+    """Return the id of the run in a folder: the journal's, or that of the folder's name if it has none."""
+    lives = by_run(read_whole_lines(_journal(folder, peer))[0])
+    return lives[-1].run.run if lives else split_name(folder.name)[1]
 
 
 def _not_here(folder: Path, run: str, peer: int) -> str:
@@ -157,7 +182,7 @@ def _not_here(folder: Path, run: str, peer: int) -> str:
 
 def _last_line(folder: Path, peer: int) -> AnyLine | None:
     """Return the last line of the peer's last life; None if there is none after the first."""
-    path = folder / "peers" / f"peer-{peer}.jsonl"
+    path = _journal(folder, peer)
     if not os.path.lexists(path):
         return None
     lives = by_run(read_whole_lines(path)[0])

@@ -30,6 +30,7 @@ class _PeerRow(msgspec.Struct, frozen=True, kw_only=True):
 
     peer: PeerNumber
     name: str = ""
+    iterations: Count | None = None
     loss: float | None = None
     accuracy: float | None = None
     accuracy_unseen: float | None = None
@@ -157,7 +158,7 @@ def _names(run: Run) -> dict[int, str]:
 def _page_of_results(folder: Path, results: _Results) -> Page:
     views, graph = results.views or [], results.graph
     ended = {row.peer: row for row in results.peers}
-    peers = [_of_row(row, results.iterations) for row in results.peers]
+    peers = [_of_row(row, results) for row in results.peers]
     pooled = [row.name for row in results.peers] == [_POOLED]
     for p, name in () if pooled else enumerate(graph.peer_names):
         if p in ended:
@@ -212,9 +213,12 @@ def _page_of_journals(folder: Path, files: Mapping[int, PeerFiles]) -> Page:
     )
 
 
-def _of_row(row: _PeerRow, iterations: int) -> PeerStatus:
+def _of_row(row: _PeerRow, results: _Results) -> PeerStatus:
     name = "" if row.name == str(row.peer) else row.name
-    return _peer(row.peer, "finished", name, iterations, row)
+    done = results.iterations if row.iterations is None else row.iterations
+    if results.status in ("stopped", "failed") and done < results.iterations:
+        return _peer(row.peer, "stopped", name, done, row, why="the run ended before its last iteration")
+    return _peer(row.peer, "finished", name, results.iterations, row)
 
 
 def _of_journal(files: PeerFiles) -> PeerStatus:
@@ -224,8 +228,10 @@ def _of_journal(files: PeerFiles) -> PeerStatus:
     done = evaluated[0].iteration if evaluated else 0
     if isinstance(last, Outcome):
         return _peer(files.peer, "finished", name, last.iterations, row)
-    why = last.error if isinstance(last, Failed) else "its journal breaks off"
-    return _peer(files.peer, "ended", name, done, row, why=why)
+    if not isinstance(last, Failed):
+        return _peer(files.peer, "ended", name, done, row, why="its journal breaks off")
+    state = "stopped" if last.cause == "STOPPED" else "ended"
+    return _peer(files.peer, state, name, done, row, why=last.error)
 
 
 def _peer(

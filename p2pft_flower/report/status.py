@@ -34,8 +34,9 @@ class PeerStatus(msgspec.Struct, frozen=True, kw_only=True):
     name : str
         Its name; empty if it has none.
     state : str
-        ``lost``, ``ended`` (its process was killed), ``silent``, ``slow``, or what it does, as in
-        :class:`~p2pft_flower.keeping.bulletins.PeerNow`; ``unknown`` before anything was heard of it.
+        ``lost``, ``ended`` (its process was killed), ``stopped`` (of a run that is over), ``silent``,
+        ``slow``, or what it does, as in :class:`~p2pft_flower.keeping.bulletins.PeerNow`; ``unknown`` before
+        anything was heard of it.
     since : float or None
         Seconds for which it has been in this state; None if that is not known.
     why : str
@@ -192,7 +193,8 @@ def _slow(told: dict[int, PeerNow], best: Bulletin) -> dict[int, tuple[int, floa
         while root not in seen and (further := awaits.get(root)) is not None:
             seen.add(root)
             root = further
-        if root not in slow or slow[root][1] < now.busy:
+        # Words of different ages can seem to wait for each other: then nobody is the one.
+        if root not in seen and (root not in slow or slow[root][1] < now.busy):
             slow[root] = p, now.busy
     return slow
 
@@ -291,8 +293,11 @@ def _risk(best: Bulletin, peers: Sequence[PeerStatus]) -> tuple[bool, str]:
         parts.append("the loss of any peer ends the run (on-failure = stop)")
     spare = min((there - 1) // 2, there - max(1, best.min_peers))
     if best.on_failure in ("continue", "wait"):
-        several = "one more peer" if spare == 1 else f"{spare} more peers at once"
-        parts.append("one more loss may end the run" if spare < 1 else f"the run bears the loss of {several}")
+        more = "more " if gone or killed else ""
+        several = f"one {more}peer" if spare == 1 else f"{spare} {more}peers at once"
+        parts.append(
+            f"one {more}loss may end the run" if spare < 1 else f"the run would bear the loss of {several}"
+        )
     at_risk = bool(gone or killed or silent or best.on_failure == "stop" or (best.on_failure and spare < 1))
     if not parts:
         return False, "The result is not at risk: no peer waits for another."

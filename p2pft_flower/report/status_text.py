@@ -30,6 +30,10 @@ _COLUMNS = (
 )
 
 
+_WAITS_LONG = 4.0
+"""Seconds of waiting for another peer from which on it is told, as on the live page."""
+
+
 def _span(seconds: float | None) -> str:
     """Return a time span for people: ``12 s``, ``4 min``, ``2 h 05 min``."""
     if seconds is None:
@@ -50,7 +54,7 @@ def status_table(status: RunStatus, now: float) -> str:
         table.add_row(
             str(p.peer),
             printable(p.name),
-            f"{p.state} {p.why}" if p.state == "waiting" else _word(p),
+            _word(p),
             _span(p.since),
             str(p.iteration),
             f"{p.rate:.2f}" if p.rate else "–",
@@ -86,8 +90,11 @@ def _sentences(status: RunStatus, now: float) -> list[str]:
 
 
 def _word(peer: PeerStatus) -> str:
-    """Return a peer's state for people."""
-    return {"ended": "killed", "unknown": "not heard of yet"}.get(peer.state, peer.state)
+    """Return a peer's state for people; to wait for a moment is part of every iteration."""
+    if peer.state == "waiting" and (peer.since or 0.0) >= _WAITS_LONG:
+        return f"waiting {peer.why}"
+    words = {"ended": "killed", "unknown": "not heard of yet", "computing": "training", "waiting": "training"}
+    return words.get(peer.state, peer.state)
 
 
 def _been(peer: PeerStatus) -> str:

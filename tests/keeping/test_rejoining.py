@@ -126,7 +126,7 @@ OVER = {"STOPPED": "the run was stopped (flwr stop)", "HEARSAY": "peer 2 gave up
 )
 def test_a_run_that_a_site_did_not_end_itself_is_found_as_interrupted(events, said, plan, tmp_path):
     plan = replace(plan, run="17", output_dir=str(tmp_path / "runs" / "17"))
-    lines(plan, *events)
+    lines(plan, *((event, {"run": "17", **fields} if event == "run" else fields) for event, fields in events))
     if said is None:
         assert "keeps no plan to rejoin it with" in interrupted(tmp_path / "runs", 1)
     save_plan(plan)
@@ -138,14 +138,20 @@ def test_a_run_that_a_site_did_not_end_itself_is_found_as_interrupted(events, sa
             assert interrupted(tmp_path / "runs", 1) == f"peer 1 trains run 17, in process {os.getpid()}"
     else:
         assert said in found
-    assert interrupted(tmp_path / "runs", 2) == f"no run of peer 2 is below {tmp_path / 'runs'}"
+    assert interrupted(tmp_path / "runs", 2).startswith(f"no run of peer 2 is below {tmp_path / 'runs'}; if")
+    elsewhere = plan_file(tmp_path / "runs" / "17", 1).parents[1].rename(tmp_path / "chosen")
+    assert (
+        interrupted(tmp_path / "runs", 1, tmp_path / "runs") == f"no run of peer 1 is in {tmp_path / 'runs'}"
+    )
+    chosen = interrupted(tmp_path / "runs", 1, elsewhere)
+    assert said in chosen if said else (chosen.run, chosen.folder) == ("17", elsewhere)
 
 
 def test_only_a_sites_last_run_is_rejoined_whatever_the_runs_are_called(plan, tmp_path):
     runs = tmp_path / "runs"
     for name, time, last in (("pets-17", 1.0, "start"), ("9", 3.0, "end"), ("pets-5", 2.0, "start")):
         journal = Journal(runs / name, 1)
-        for event in ("run", last):
-            journal.write(made_line(event, 1, time=time))
+        journal.write(made_line("run", 1, time=time, run=name.split("-")[-1]))
+        journal.write(made_line(last, 1, time=time))
         journal.close()
     assert interrupted(runs, 1) == "run 9, the last one of peer 1, was trained to its end"

@@ -117,6 +117,18 @@ def test_a_stop_is_no_failure(tmp_path):
     assert ending_of(tmp_path).outcome == "stopped"
 
 
+def test_a_stopped_run_is_shown_as_far_as_it_came_and_not_as_done(tmp_path):
+    journal(
+        tmp_path,
+        0,
+        made_line("evaluation", 0, iteration=4),
+        made_line("failed", 0, iteration=5, error="p2pft stop", cause="STOPPED"),
+    )
+    page = page_of_folder(tmp_path)
+    assert [(p.state, p.iteration) for p in page.peers if p.peer == 0] == [("stopped", 4)]
+    assert page.iteration == 4 < page.iterations
+
+
 def test_a_folder_without_a_run_is_refused_by_name(tmp_path):
     with pytest.raises(DataError, match=r"results\.json.*no peers/peer-<i>\.jsonl"):
         page_of_folder(tmp_path)

@@ -171,8 +171,8 @@ function showTiles() {
   const out = (count.lost || 0) + (count.ended || 0) + (count.unknown || 0);
   setText($("training"), String(state.peers.length - out));
   setText($("of"), String(state.peers.length));
-  setText($("training-title"), ended ? "Peers to the end" : "Peers that train");
-  const order = ["lost", "ended", "silent", "slow", "waiting", "computing", "evaluating", "preparing", "changing", "finished", "unknown"];
+  setText($("training-title"), ended ? (state.outcome === "stopped" ? "Peers at the stop" : "Peers to the end") : "Peers that train");
+  const order = ["lost", "ended", "silent", "slow", "waiting", "computing", "evaluating", "preparing", "changing", "finished", "stopped", "unknown"];
   setText($("counts"), order.filter((s) => count[s]).map((s) => `${count[s]} ${word(s)}`).join(", "));
 
   const there = (key) => state.peers.map((p) => p[key]).filter((v) => v !== null);

@@ -47,7 +47,7 @@ def overview(material: Material) -> Section:
                 run.label,
                 results.status,
                 str(len(results.peers)),
-                str(results.iterations),
+                _iterations(run),
                 number(run.accuracy),
                 ends(run.finals("accuracy")),
                 number(mean(run.finals("accuracy_unseen"))),
@@ -97,6 +97,14 @@ def _unlike(runs: Sequence[Run]) -> list[str]:
         f"{verdicts.listed(others)} and {runs[0].label} are of different data or partitions: their numbers "
         "stand beside each other, but are not compared."
     ]
+
+
+def _iterations(run: Run) -> str:
+    """Return how many iterations a run has done, and of how many if it ended before its last one."""
+    results = run.results
+    done = max((p.iterations for p in results.peers if p.iterations is not None), default=results.iterations)
+    early = results.status in ("stopped", "failed") and done < results.iterations
+    return f"{done} of {results.iterations}" if early else str(results.iterations)
 
 
 def peers_and_graph(material: Material) -> Section:

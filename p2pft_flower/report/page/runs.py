@@ -60,6 +60,7 @@ class Peer(msgspec.Struct, frozen=True):
     loss: float | None
     bytes_sent: Count
     seconds: dict[str, float]
+    iterations: Count | None = None
     epsilon: float | None = None
     delta: float | None = None
     state: str | None = None
