@@ -10,10 +10,12 @@ from dataclasses import replace
 from p2pft_flower.config import RunConfig
 from p2pft_flower.errors import DataError
 from p2pft_flower.flower.run import Run
+from p2pft_flower.flower.stalls import StallLog
 from p2pft_flower.host.bulletin import BulletinWriter
 from p2pft_flower.host.standings import Heard, Standings
 from p2pft_flower.keeping import sketch
 from p2pft_flower.keeping.lines import Report, ViewChange
+from p2pft_flower.report.status import status_of
 from p2pft_flower.transport import Gossip, PeerReport, PeerScores, Scores, Signed
 from p2pft_flower.typed import decoded
 
@@ -179,11 +181,13 @@ class Office:
         self._keep(scores)
 
     def _run(self) -> None:
+        stalls = StallLog()
         try:
             while True:
                 with self._lock:
                     views = [self._views[number] for number in sorted(self._views)]
-                self._bulletin.write(self._heard(), {}, views)
+                bulletin = self._bulletin.write(self._heard(), {}, views)
+                stalls.note(status_of([bulletin], bulletin.written))
                 if self._closed.wait(_INTERVAL):
                     return
         except Exception:

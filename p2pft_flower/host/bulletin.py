@@ -81,8 +81,8 @@ class BulletinWriter:
         heard: Mapping[int, Heard],
         spoken: Mapping[int, float | None],
         views: Sequence[ViewChange],
-    ) -> None:
-        """Replace the bulletin.
+    ) -> Bulletin:
+        """Replace the bulletin, and return it.
 
         Parameters
         ----------
@@ -129,6 +129,7 @@ class BulletinWriter:
                     "p2pft status will not show this run: %s cannot be written (%s)", self._path, error
                 )
             self._unwritten = True
+        return bulletin
 
     def remove(self) -> None:
         """Remove the bulletin: what has come of the run stands in journals and results."""

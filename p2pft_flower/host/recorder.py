@@ -233,7 +233,7 @@ class Recorder:
             f"view {new.number} after {new.iteration} iterations: {'; '.join(what) or 'nobody was lost'}; "
             f"going on with the peers {place}"
         )
-        log.warning("%s, %.1f s after they stopped", note, new.seconds)
+        log.warning("%s, %.1f s after they began to agree on it", note, new.seconds)
         notes = [note, *(f"{called(p)} is gone: {why}" for p, why in sorted(new.why.items()))]
         for text in notes[1:]:
             log.warning("%s", text)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,10 @@ def told_evaluations(folder: Path, peer: int, n: int) -> list[Report]:
     return reports
 
 
+OF_LATE = 9
+"""The evaluations from which the time left is estimated: a run that stood still for a while is not slower."""
+
+
 class Progress:
     """Collects reports from any thread, and gives out a line whenever an iteration's reports are complete.
 
@@ -89,8 +94,9 @@ class Progress:
         self._last: dict[int, Report] = {}
         """Each peer's report of the latest iteration."""
         self._begin: float | None = None
-        """Time of the first complete evaluation, from which the remaining time is estimated."""
-        self._first = 0
+        """Time of the first complete evaluation."""
+        self._late: deque[tuple[float, int]] = deque(maxlen=OF_LATE)
+        """Times and iterations of the last complete evaluations, from which the time left is estimated."""
         self._lock = threading.RLock()  # a signal's handler asks for the history, too
 
     def add(self, report: Report) -> None:
@@ -174,10 +180,13 @@ class Progress:
 
     def _line(self, iteration: int, reports: Sequence[Report], sent: int) -> str:
         width = len(str(self._iterations))
+        now = time.monotonic()
         if self._begin is None:
-            self._begin, self._first = time.monotonic(), iteration
-        passed, done = time.monotonic() - self._begin, iteration - self._first
-        left = passed / done * (self._iterations - iteration) if done else None
+            self._begin = now
+        self._late.append((now, iteration))
+        since, first = self._late[0]
+        done = iteration - first
+        left = (now - since) / done * (self._iterations - iteration) if done > 0 else None
         parts = [
             f"iteration {iteration:>{width}}/{self._iterations}",
             *_whose([r.peer for r in reports], self._n),
@@ -187,7 +196,8 @@ class Progress:
             f"sent {human_bytes(sent)}",
         ]
         if left is not None:
-            parts.append(f"{left:.0f} s left" if iteration < self._iterations else f"in {passed:.0f} s")
+            ends = iteration >= self._iterations
+            parts.append(f"in {now - self._begin:.0f} s" if ends else f"{left:.0f} s left")
         return " | ".join(parts)
 
 

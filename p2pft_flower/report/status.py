@@ -216,6 +216,11 @@ def _peer_status(
         state = "lost"
         since = time_now - change.time if change is not None else None  # type: ignore[assignment]
         why = "" if change is None else _reason(bulletins, change, peer)
+        if own is not None and own.alive and change is not None and own.begun > change.time:
+            back = (
+                f"it has been coming back for {time_now - own.begun:.0f} s (p2pft rejoin, process {own.pid})"
+            )
+            why = "; ".join(filter(None, (why, back)))
     elif own is not None and not own.alive:
         state, since = "ended", time_now - own.written
         why = f"its process {own.pid} here was killed, or its machine was started again"

@@ -204,7 +204,7 @@ class Mailbox:
             await all_on_the_loop([place.answer for place in waiting], timeout)
         finally:  # also when the caller is gone
             self._give_up(waiting)
-        full = f"the inbox stayed full for {timeout:g} s: the receiver is slower than that"
+        full = f"the inbox stayed full for {round(timeout, 1):g} s: the receiver is slow, or waits itself"
         return [
             place
             if isinstance(place, pb.Reply)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec import structs
 
+from p2pft_flower.keeping import progress as progress_module
 from p2pft_flower.keeping import sketch
 from p2pft_flower.keeping.journal import Journal
 from p2pft_flower.keeping.lines import Report
@@ -54,6 +57,19 @@ def test_a_line_is_told_once_when_all_peers_have_reported():
     progress.add(report(0, 10))
     progress.add(report(1, 10))
     assert " in " in lines[1]
+
+
+def test_the_time_left_is_that_of_the_last_evaluations_also_after_a_long_stand_still(monkeypatch):
+    now, lines = [0.0], []
+    monkeypatch.setattr(progress_module, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    progress = Progress(1, 100, lines.append)
+    for iteration in range(0, 61, 5):
+        now[0] += 1000.0 if iteration == 10 else 5.0
+        progress.add(report(0, iteration))
+    assert lines[-1].endswith("40 s left")
+    now[0] += 40.0
+    progress.add(report(0, 100))
+    assert lines[-1].endswith("in 1095 s")
 
 
 def test_scores_that_others_told_have_no_sketch_and_give_way_to_the_peers_own_word():

@@ -150,6 +150,17 @@ def test_the_reason_of_a_loss_is_the_same_in_every_look_whoever_wrote_last():
     assert state_of(presumed)[1][3].why == "silent"
 
 
+def test_a_lost_peer_whose_process_here_asks_to_be_let_in_is_told_as_coming_back():
+    there = bulletin(live=(0, 1, 2), views=(view(),))
+    _, peers = state_of(there, bulletin(own=(3,), begun=NOW - 12))
+    assert peers[3].state == "lost"
+    assert (
+        peers[3].why == f"it crashed; it has been coming back for 12 s (p2pft rejoin, process {os.getpid()})"
+    )
+    _, peers = state_of(there, bulletin(own=(3,), alive=False, begun=NOW - 300))  # the one that crashed
+    assert peers[3].why == "it crashed"
+
+
 def test_a_peer_that_came_back_is_no_risk_any_more():
     back = view(number=2, peers=(0, 1, 2, 3), lost=(), joined=(3,), why={})
     status, peers = state_of(bulletin(views=(view(), back)))
