@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Annotated, Any, TypeAlias, TypeVar
+from typing import Annotated, Any, TypeAlias
 
 import typer
 from rich.console import Console
@@ -21,8 +20,6 @@ from p2pft_flower.report.own_tails import is_own_tail, score_own_tail
 from p2pft_flower.report.tables import RANDOM_WEIGHTS, number, samples_word
 
 __all__ = ["ClassNames", "TextEmbeddings", "TextTower", "evaluate", "tail_files", "texts_elsewhere"]
-
-T = TypeVar("T")
 
 TextEmbeddings: TypeAlias = Annotated[
     Path | None, typer.Option(help="The run's file of text embeddings, at another place.")
@@ -146,14 +143,6 @@ def tail_files(path: Path) -> list[Path]:
     return found
 
 
-def _counted(each: Iterable[T], total: int) -> Iterator[T]:
-    """Yield ``each``, and show how many have been scored."""
-    with counted("scoring tails", total) as advance:
-        for one in each:
-            yield one
-            advance(1)
-
-
 def _own_scores(
     files: list[Path], own: list[Path], dataset: str | None, data_dir: str | None, pixel_range: str | None
 ) -> list[dict[str, Any]]:
@@ -168,21 +157,23 @@ def _own_scores(
             "apply; --data-dir is handed to it"
         )
     scores = []
-    for file in _counted(files, len(files)):
-        metadata, score = score_own_tail(file, data_dir)
-        scores.append(
-            {
-                "peer": metadata["peer"],
-                "tail": str(file),
-                "dataset": metadata["problem"],
-                "weights": None,
-                "same_images": None,
-                "pixel_range": None,
-                "images": None,
-                "accuracy": scored(score.accuracy),
-                "loss": scored(score.loss),
-            }
-        )
+    with counted("scoring tails", len(files)) as advance:
+        for file in files:
+            metadata, score = score_own_tail(file, data_dir)
+            scores.append(
+                {
+                    "peer": metadata["peer"],
+                    "tail": str(file),
+                    "dataset": metadata["problem"],
+                    "weights": None,
+                    "same_images": None,
+                    "pixel_range": None,
+                    "images": None,
+                    "accuracy": scored(score.accuracy),
+                    "loss": scored(score.loss),
+                }
+            )
+            advance(1)
     return scores
 
 
@@ -198,25 +189,28 @@ def _scores(
     from p2pft_flower.learning.tails import load_tails
 
     scores = []
-    for tail in _counted(load_tails(files, dataset, data_dir, pixel_range, **texts), len(files)):
-        same = tail.same_images
-        if dataset is None:
-            tail.require_same_images(
-                ": name the place of the same ones with --data-dir or --dataset, or give --dataset, also "
-                "with the same value, to score it on these"
+    tails = load_tails(files, dataset, data_dir, pixel_range, **texts)
+    with counted("scoring tails", len(files)) as advance:
+        for tail in tails:
+            same = tail.same_images
+            if dataset is None:
+                tail.require_same_images(
+                    ": name the place of the same ones with --data-dir or --dataset, or give --dataset, also "
+                    "with the same value, to score it on these"
+                )
+            score = tail.score(untrained=untrained)
+            scores.append(
+                {
+                    "peer": tail.metadata["peer"],
+                    "tail": str(tail.file),
+                    "dataset": tail.workload.config.dataset,
+                    "weights": tail.workload.config.weights,
+                    "same_images": same,
+                    "pixel_range": tail.workload.config.pixel_range,
+                    "images": len(tail.workload.holdings.test_positions),
+                    "accuracy": scored(score.accuracy),
+                    "loss": scored(score.loss),
+                }
             )
-        score = tail.score(untrained=untrained)
-        scores.append(
-            {
-                "peer": tail.metadata["peer"],
-                "tail": str(tail.file),
-                "dataset": tail.workload.config.dataset,
-                "weights": tail.workload.config.weights,
-                "same_images": same,
-                "pixel_range": tail.workload.config.pixel_range,
-                "images": len(tail.workload.holdings.test_positions),
-                "accuracy": scored(score.accuracy),
-                "loss": scored(score.loss),
-            }
-        )
+            advance(1)
     return scores

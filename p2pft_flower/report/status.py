@@ -170,7 +170,12 @@ def _newest(bulletins: Sequence[Bulletin], now: float) -> dict[int, PeerNow]:
 
 
 def _quiet(now: PeerNow, best: Bulletin) -> float | None:
-    """Return the seconds for which nothing was heard of a peer, if that is unusual; None if it is not."""
+    """Return the seconds for which nothing was heard of a peer, if that is unusual; None if it is not.
+
+    A peer that has finished has gone, and says nothing more.
+    """
+    if now.state == "finished":
+        return None
     quiet = now.spoken if now.spoken is not None else now.heard
     # News of a peer that is no neighbour comes by others, from each to the next with a beat.
     patience = min(_QUIET, best.silence / 2) + (0 if now.spoken is not None or now.heard is None else best.n)

@@ -111,3 +111,7 @@ def test_a_sites_interrupted_run_is_rejoined_without_its_id(tmp_path, monkeypatc
     assert said.exit_code == 0
     assert asked == [("17", tmp_path / "pets-17")]
     assert f"run 17 was interrupted ({tmp_path / 'pets-17'})" in said.stdout
+    chosen = (tmp_path / "pets-17").rename(tmp_path / "chosen")  # as p2pft run --out does
+    site = ("--node-config", f'peer-id=2 output-dir="{tmp_path / "elsewhere"}"')
+    assert rejoins("--interrupted", "--output-dir", str(chosen), *site).exit_code == 0
+    assert asked[1:] == [("17", chosen)]

@@ -16,13 +16,14 @@ import yaml
 
 from p2pft_flower.errors import P2PFTError
 from p2pft_flower.lab.ports import free_ports
+from tests.blocks import blocks_of
 from tests.cli.real import environment, marked
 from tests.flower.engine import run_app
 from tests.flower.sameness import tails
 
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
 GUIDE = (DEPLOY / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"^```bash\n(.*?)^```$", GUIDE, re.MULTILINE | re.DOTALL)
+BLOCKS = [block.text for block in blocks_of(DEPLOY / "README.md") if block.language == "bash"]
 
 
 @pytest.fixture

@@ -197,3 +197,14 @@ def test_a_lost_host_is_not_waited_for_when_the_run_has_ended_for_the_others(
     )
     assert (now[0] > 100) is waits
     assert waits or now[0] < 5
+
+
+def test_while_replies_are_missing_it_is_told_how_many_have_come_and_how_long_the_rest_have(monkeypatch):
+    now, told = [0.0], []
+    clock = SimpleNamespace(monotonic=lambda: now[0], sleep=lambda s: now.__setitem__(0, now[0] + s))
+    monkeypatch.setattr(nodes, "time", clock)
+    replies = [reply(p, ok={}) for p in (0, 1)]
+    nodes.collect(Silent(replies), SENT, timeout=30.0, grace=5.0, tell=lambda *seen: told.append(seen))
+    assert {count for count, _ in told} == {2}
+    assert told[0][1] == 30.0
+    assert told[-1][1] < 1.0

@@ -117,6 +117,15 @@ def test_a_stop_is_no_failure(tmp_path):
     assert ending_of(tmp_path).outcome == "stopped"
 
 
+def test_results_of_a_stopped_run_are_shown_as_far_as_it_came_and_not_as_done(run, tmp_path):
+    results = json.loads((run / "results.json").read_text()) | {"status": "stopped", "error": "p2pft stop"}
+    results["peers"] = [{**peer, "iterations": 4} for peer in results["peers"]]
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    page = page_of_folder(tmp_path)
+    assert [(p.state, p.iteration) for p in page.peers] == [("stopped", 4)] * 3
+    assert (page.outcome, page.iteration, page.iterations) == ("stopped", 4, 6)
+
+
 def test_a_stopped_run_is_shown_as_far_as_it_came_and_not_as_done(tmp_path):
     journal(
         tmp_path,

@@ -114,6 +114,21 @@ def test_a_silent_neighbour_is_silent_before_it_is_lost_and_that_is_a_risk():
     assert "peer 1 (east) is silent" in status.risk
 
 
+def test_where_all_seem_to_wait_for_each_other_nobody_is_called_slow_least_of_all_by_itself():
+    ring = {0: 3, 3: 2, 2: 1, 1: 0}  # words of different ages, as after a suspended peer has woken
+    waits = [peer(p, state="waiting", awaited=q, busy=18.0) for p, q in ring.items()]
+    status, peers = state_of(bulletin(*waits))
+    assert {p.state for p in peers.values()} == {"waiting"}
+    assert "has waited" not in status_table(status, NOW)
+
+
+def test_a_peer_that_has_finished_and_gone_is_not_called_silent():
+    done = peer(1, state="finished", iteration=1000, spoken=40.0, heard=40.0)
+    status, peers = state_of(bulletin(done))
+    assert peers[1].state == "finished"
+    assert not status.at_risk, status.risk
+
+
 def test_old_news_of_a_peer_that_is_no_neighbour_are_no_silence():
     _, peers = state_of(bulletin(peer(2, spoken=None, heard=6.0)))
     assert peers[2].state == "computing"

@@ -75,7 +75,8 @@ def outcomes_csv(runs: Sequence[Run]) -> str:
         rows += [
             [
                 *about,
-                *(p.peer, p.name, p.images, len(p.classes), results.iterations),
+                *(p.peer, p.name, p.images, len(p.classes)),
+                results.iterations if p.iterations is None else p.iterations,
                 *(p.accuracy, p.accuracy_unseen, p.loss, p.bytes_sent),
                 *(p.seconds.get(part) for part in ("gradient", "exchange", "evaluation")),
                 *(p.epsilon, p.delta, results.seconds, results.consensus_error),

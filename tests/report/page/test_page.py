@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import re
 from html.parser import HTMLParser
 
@@ -13,6 +14,7 @@ from p2pft_flower.report.page.build import build
 from p2pft_flower.report.page.document import as_html, as_markdown
 from p2pft_flower.report.page.material import Material
 from p2pft_flower.report.page.reading import find_runs
+from p2pft_flower.report.page.tidy import outcomes_csv
 from p2pft_flower.report.page.verdicts import Answers
 from tests.report.page.made_up import BACK, LOST, comparison, made_up, write
 
@@ -173,6 +175,16 @@ def test_tables_have_the_results_own_numbers(compared):
     unseen = tables(compared, "learning")["Accuracy on the classes never seen, by peer, at the end"]
     assert unseen.header == ["peer", "p2pft", "fedavg", "local"]
     assert unseen.rows[0] == ["0", "0.940", "0.940", "0.000"]
+
+
+def test_a_run_that_was_stopped_counts_the_iterations_that_it_has_done(tmp_path):
+    results = made_up(error="peer 0: the run was stopped") | {"status": "stopped"}
+    results["peers"] = [{**peer, "iterations": 200} for peer in results["peers"]]
+    write(tmp_path, results)
+    rows = {row[0]: row for row in tables(report_of(tmp_path, scored=False), "runs")["The runs"].rows}
+    assert rows["p2pft"][1:4] == ["stopped", "4", "200 of 300"]
+    outcomes = list(csv.DictReader(outcomes_csv(find_runs([tmp_path])).splitlines()))
+    assert {row["iterations"] for row in outcomes} == {"200"}
 
 
 def test_bytes_along_edges_are_those_of_the_sender_and_unknown_once_views_changed(compared, tmp_path):
