@@ -107,7 +107,7 @@ def test_a_site_that_was_suspended_itself_does_not_blame_its_neighbour(site):
 def test_the_chain_of_those_who_wait_ends_with_who_waits_for_nobody_or_for_one_of_them():
     def chain(first, waits, usual=()):
         heard = {p: SimpleNamespace(standing=Standing(awaited=q, busy=9.0)) for p, q in waits.items()}
-        heard |= {p: SimpleNamespace(standing=Standing(awaited=0, busy=0.1)) for p in usual}
+        heard |= {p: SimpleNamespace(standing=Standing(awaited=1, busy=0.1)) for p in usual}
         heard[9] = SimpleNamespace(standing=Standing())
         standings = SimpleNamespace(heard=lambda: heard)
         site = SimpleNamespace(_standings=standings, _member=lambda p: p, _own={0})
