@@ -360,7 +360,7 @@ class Agreement:
         with self._changed:
             member = self._member_of[loss.lost]
             for peer in self._state.rules.groups[member]:
-                self._why.setdefault(peer, str(loss))
+                self._why.setdefault(peer, loss.reason)
             self._take_in(Missed(member, loss.how is Loss.HANGING))
 
     def do_without(self, broken: EdgeBrokenError) -> None:
@@ -457,7 +457,7 @@ class Agreement:
             r = self._state.records.get(member)
             if r is not None and r.phase is Phase.LEFT:
                 for peer in self._state.rules.groups[member]:
-                    self._why.setdefault(peer, f"peer {peer} has left: {r.reason}")
+                    self._why.setdefault(peer, f"it has left: {r.reason}")
 
     def _nudge(self) -> None:
         if self._heartbeats is not None:

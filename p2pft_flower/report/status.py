@@ -219,7 +219,7 @@ def _peer_status(
     if peer not in best.live:
         change = next((v for v in reversed(best.views) if peer in v.lost), None)
         state = "lost"
-        since = time_now - change.time if change is not None else None  # type: ignore[assignment]
+        since = _gone_for(contact, change, time_now)  # type: ignore[assignment]
         why = "" if change is None else _reason(bulletins, change, peer)
         if own is not None and own.alive and change is not None and own.begun > change.time:
             back = (
@@ -256,6 +256,12 @@ def _peer_status(
         accuracy_unseen=now.accuracy_unseen,
         bytes_sent=now.bytes_sent,
     )
+
+
+def _gone_for(contact: float | None, change: ViewChange | None, now: float) -> float | None:
+    """Return the seconds since a lost peer's last word, which came before the others agreed on its loss."""
+    agreed = None if change is None else now - change.time
+    return agreed if contact is None or agreed is None else max(contact, agreed)
 
 
 def _reason(bulletins: Sequence[Bulletin], change: ViewChange, peer: int) -> str:

@@ -260,10 +260,11 @@ class Heartbeats(Closing):
                 if known.attempt is not attempt:  # it was heard of meanwhile
                     return None
                 since = self._clock() - known.heard
-                problem = f"{what}; nothing was heard from it for {since:.0f} s{_last(known)}"
+                problem = f"{what}; nothing was heard from it for {since:.0f} s"
+                log.debug("what was last known of peer %d: %s", remote, _last(known))
             limit = self._silence
         return PeerLostError(
-            f"peer {remote} is lost ({how.value}): {problem}",
+            problem,
             lost=remote,
             how=how,
             peer=edge[0] if remote == edge[1] else edge[1],
@@ -441,6 +442,6 @@ def _place(pulse: pb.Pulse) -> tuple[int, int, int, int]:
 
 
 def _last(known: _Remote) -> str:
-    """Return the last known state of a peer, for the end of a sentence."""
-    told = "" if known.pulse is None else f"; it had completed {known.pulse.iteration} iterations then"
-    return told + (f"; the last try said: {known.failure}" if known.failure else "")
+    """Return the last known state of a peer, in words."""
+    told = "nothing" if known.pulse is None else f"it had completed {known.pulse.iteration} iterations"
+    return told + (f"; the last try to reach it said: {known.failure}" if known.failure else "")

@@ -162,6 +162,8 @@ def test_a_peer_that_is_waited_for_is_pointed_at_by_who_waits(browser, host):
         until(page, 2, "slow")
         assert page.locator("#graph .waits").count() == 1
         text(page, "#graph .waits-text", "waits 1")
+        text(page, "#training", "3")
+        text(page, "#counts", "1 slow, 1 waiting, 2 training")
         page.locator('#graph [data-peer="2"]').dispatch_event("pointerdown")
         text(page, "#chosen", "awaited by")
         assert "peer 1 (east) has waited" in row(page, 2).inner_text()

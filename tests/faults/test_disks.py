@@ -32,7 +32,7 @@ def test_who_cannot_write_checkpoints_leaves_with_the_reason_and_the_others_go_o
             3
         ].error
         peers.check_survivors(SURVIVORS, ended)
-        peers.check_told(SURVIVORS, {3: "has left"})
+        peers.check_told(SURVIVORS, {3: "it has left"})
 
 
 @injects(Fault.FULL_DISK)

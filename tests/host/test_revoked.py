@@ -56,7 +56,7 @@ def test_a_revoked_peer_is_left_by_all_others_and_rejoins_with_a_later_certifica
         (view,) = events(tmp_path, p, "view")
         assert (view["peers"], view["lost"]) == ([0, 1, 3], [2])
         if p != 0:  # a neighbour of peer 2
-            assert "peer 2 is lost (revoked): the certificate of peer 2 was" in view["why"]["2"]
+            assert "revoked: the certificate of peer 2 was" in view["why"]["2"]
     renew(north.authority, own[2].folder)
     access = Access(Credentials.load(own[2].folder, 2))
     runs[2] = net.start(2, joining=True, hook=lambda *_: net.all_there.set(), access=access)

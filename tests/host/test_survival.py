@@ -101,7 +101,7 @@ def assert_the_others_went_on(net, runs, why):
         assert (view["peers"], view["lost"]) == ([0, 1, 3], [2])
         assert np.abs(net.kept(p) - best(0, 1, 3)).max() < 0.3
     told = {view["why"]["2"] for p in (0, 1, 3) for view in views(net.folder, p) if "2" in view["why"]}
-    assert told == {f"peer 2 has left: {why}"}
+    assert told == {f"it has left: {why}"}
 
 
 def test_a_host_that_is_told_to_leave_goes_and_the_others_go_on_to_their_optimum(federation, tmp_path):

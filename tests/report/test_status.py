@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import time
 
 import msgspec
 import pytest
@@ -20,9 +21,11 @@ from p2pft_flower.keeping.bulletins import (
     write_bulletin,
 )
 from p2pft_flower.keeping.processes import start_mark
+from p2pft_flower.report.results import write_results
 from p2pft_flower.report.status import status_of
 from p2pft_flower.report.status_text import status_table
 from tests.journals import made_line
+from tests.report.made_up import results
 
 NOW = 1_800_000_000.0
 NAMES = {0: "north", 1: "east", 2: "south", 3: "west"}
@@ -151,6 +154,15 @@ def test_a_lost_peer_is_lost_since_its_view_and_the_result_lacks_its_images():
     assert "view 1 after 380 iterations: peer 3 (west) was lost" in text
 
 
+def test_a_peer_is_gone_since_its_last_word_not_since_the_others_agreed_that_it_is_lost():
+    last = peer(3, heard=75.0, spoken=72.0)
+    _, peers = state_of(bulletin(last, live=(0, 1, 2), views=(view(),)))
+    assert peers[3].since == 72.0
+    asks = peer(3, heard=1.0, spoken=1.0)  # it wants to come back
+    _, peers = state_of(bulletin(asks, live=(0, 1, 2), views=(view(),)))
+    assert peers[3].since == 60.0
+
+
 def test_the_reason_of_a_loss_is_the_same_in_every_look_whoever_wrote_last():
     seen = {0: {3: "its connection was refused"}, 1: {3: "its process is stopped: it crashed"}, 2: {}}
     for last in seen:
@@ -260,6 +272,20 @@ def test_without_a_run_the_command_says_where_it_looked_for_one(there):
     assert done.exit_code == 1
     assert "run 9 does not train here" in done.stderr
     assert "P2PFT_HOME" in done.stderr
+
+
+def test_where_no_run_trains_any_more_the_last_one_is_named_with_what_has_come_of_it(there):
+    for run, ended in ("7", 1.7e9), ("8", 1.7e9 + 900):
+        told = {"run": run, "name": f"pets-{run}", "begun": ended - 600, "ended": ended}
+        write_results(there / "runs" / f"pets-{run}-{run}", results() | told)
+    done = CliRunner().invoke(app, ["status"])
+    assert done.exit_code == 1
+    at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(1.7e9 + 900))
+    assert (
+        f"no run trains here; the last one: run pets-8 (8), {at}: completed; its files are in" in done.stderr
+    )
+    assert "it: run pets-7 (7)" in CliRunner().invoke(app, ["status", "7"]).stderr
+    assert "is this the machine" in CliRunner().invoke(app, ["status", "9"]).stderr
 
 
 def test_a_process_that_is_started_again_replaces_its_killed_predecessor(there):

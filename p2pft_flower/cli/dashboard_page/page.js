@@ -168,10 +168,10 @@ function showTiles() {
 
   const count = {};
   for (const p of state.peers) count[shownState(p)] = (count[shownState(p)] || 0) + 1;
-  const out = (count.lost || 0) + (count.ended || 0) + (count.unknown || 0);
-  setText($("training"), String(state.peers.length - out));
+  const out = ["lost", "ended", "unknown", ...(ended ? [] : ["silent", "waiting", "changing"])];
+  setText($("training"), String(state.peers.length - out.reduce((sum, s) => sum + (count[s] || 0), 0)));
   setText($("of"), String(state.peers.length));
-  setText($("training-title"), ended ? (state.outcome === "stopped" ? "Peers at the stop" : "Peers to the end") : "Peers that train");
+  setText($("training-title"), ended ? (state.outcome === "stopped" ? "Peers at the stop" : "Peers to the end") : "Peers at work");
   const order = ["lost", "ended", "silent", "slow", "waiting", "computing", "evaluating", "preparing", "changing", "finished", "stopped", "unknown"];
   setText($("counts"), order.filter((s) => count[s]).map((s) => `${count[s]} ${word(s)}`).join(", "));
 

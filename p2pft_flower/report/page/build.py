@@ -128,18 +128,21 @@ def _cost_word(cost: verdicts.Cost) -> str:
         return "It does not come to FedAvg's accuracy"
     if cost.ratio is None:
         return "There is no FedAvg to compare with"
-    time = "" if cost.time is None else f" and {cost.time:.2g} × the seconds"
+    time = "" if cost.time is None else f" and {cost.time:.2g} × its seconds"
+    whole = "" if cost.whole is None else f", {cost.whole:.2g} × the bytes to the end"
     word = {"cheaper": "Cheaper", "dearer": "Dearer"}.get(cost.verdict, "Much the same")
-    return f"{word}: {cost.ratio:.2g} × the bytes{time} of FedAvg"
+    return f"{word}: {cost.ratio:.2g} × FedAvg's bytes{time} to {verdicts.TARGET:.0%} of its accuracy{whole}"
 
 
 def _course_word(run: Run) -> str:
     results = run.results
     lost = {p for view in results.views or () for p in view.lost}
+    gone = f"{len(lost)} peer{'s' if len(lost) > 1 else ''} lost on the way" if lost else ""
     if results.status in ("failed", "stopped"):
-        return f"It {'was stopped' if results.status == 'stopped' else 'failed'}"
-    if lost:
-        return f"{len(lost)} peer{'s' if len(lost) > 1 else ''} lost on the way"
+        how = f"It {'was stopped' if results.status == 'stopped' else 'failed'}"
+        return f"{how}, {gone}" if gone else how
+    if gone:
+        return gone
     return (
         "Nothing went wrong"
         if results.status == "completed" and not results.views

@@ -292,13 +292,15 @@ def reached(run: Run, target: float) -> Reached | None:
 class Cost:
     """A run's cost beside another's: ``"cheaper"``, ``"dearer"``, ``"the same"``, or why it is not compared.
 
-    ``ratio`` and ``time`` are the run's bytes and seconds as multiples of the other's, at the same accuracy.
+    ``ratio`` and ``time`` are the run's bytes and seconds as multiples of the other's, at the same accuracy;
+    ``whole`` is the same of all bytes to the end.
     """
 
     verdict: Literal["cheaper", "dearer", "the same", "not reached", "not known"]
     sentence: str
     ratio: float | None = None
     time: float | None = None
+    whole: float | None = None
 
 
 def _times(ratio: float) -> str:
@@ -344,11 +346,13 @@ def against_fedavg(run: Run, runs: Sequence[Run]) -> Cost:
         f"{run.label} {word} {other.label} in bytes: to a mean accuracy of {target:.3f} ({TARGET:.0%} of "
         f"what {other.label} ends with) it sent {human_bytes(one.sent)}, {other.label} "
         f"{human_bytes(two.sent)}: "
-        f"{_times(ratio)}.{_seconds(one, two, other)} To the end: {whole}; accuracy {mine:.3f} and "
-        f"{theirs:.3f}."
+        f"{_times(ratio)}.{_seconds(one, two, other)} To the end: {whole}"
     )
+    all_bytes = run.bytes_sent / other.bytes_sent if run.bytes_sent and other.bytes_sent else None
+    text += "" if all_bytes is None else f": {_times(all_bytes)}"
+    text += f"; accuracy {mine:.3f} and {theirs:.3f}."
     time = one.seconds / two.seconds if one.seconds is not None and two.seconds else None
-    return Cost(verdict, text, ratio, time)
+    return Cost(verdict, text, ratio, time, all_bytes)
 
 
 def against_pooled(run: Run, runs: Sequence[Run]) -> Cost:
@@ -428,15 +432,17 @@ def happened(run: Run) -> str:
     lost = [p for view in views for p in view.lost]
     back = [p for view in views for p in view.joined]
     away = sorted({p for p in lost if lost.count(p) > back.count(p)})
+    who = listed([run.name(p) for p in sorted(set(lost))])
+    were = "was lost" if len(set(lost)) == 1 else "were lost"
+    end = "came back" if not away else "did not come back"
+    if away and len(away) < len(set(lost)):
+        end = f"{listed([run.name(p) for p in away])} did not come back"
     if results.status in ("failed", "stopped"):
         how = "was stopped on purpose" if results.status == "stopped" else "failed"
-        return f"{run.label} {how}: {printable(' '.join((results.error or 'no reason is known').split()))}."
+        why = printable(" ".join((results.error or "no reason is known").split()))
+        before = f" Before that {who} {were} and {end}." if lost else ""
+        return f"{run.label} {how}: {why}.{before}"
     if lost:
-        who = listed([run.name(p) for p in sorted(set(lost))])
-        were = "was lost" if len(set(lost)) == 1 else "were lost"
-        end = "came back" if not away else "did not come back"
-        if away and len(away) < len(set(lost)):
-            end = f"{listed([run.name(p) for p in away])} did not come back"
         return f"{run.label}: {who} {were} on the way and {end}; the others trained on."
     if results.status != "completed":
         return f"{run.label} {results.status}: {printable(' '.join((results.error or '').split()))}."

@@ -184,8 +184,8 @@ class PeerLostError(ViewChangeError):
 
     Parameters
     ----------
-    problem : str
-        The observation, in words.
+    observation : str
+        What was observed, in words.
     lost : int
         The remote peer.
     how : Loss
@@ -197,14 +197,17 @@ class PeerLostError(ViewChangeError):
     ----------
     lost, how
         The parameters of these names.
+    reason : str
+        How it is lost and what was observed, without the place: for whoever reads of it elsewhere.
     """
 
     cause = Cause.LOST
 
-    def __init__(self, problem: str, *, lost: int, how: Loss, **place: Unpack[Place]) -> None:
+    def __init__(self, observation: str, *, lost: int, how: Loss, **place: Unpack[Place]) -> None:
         self.lost = lost
         self.how = how
-        super().__init__(problem, **place)
+        self.reason = f"{how.value}: {observation}"
+        super().__init__(f"peer {lost} is lost ({how.value}): {observation}", **place)
 
 
 class ExchangeStoppedError(ExchangeError):

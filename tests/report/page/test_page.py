@@ -141,7 +141,8 @@ def test_the_four_questions_are_answered_before_anything_else(compared, page):
     assert [answer.word for answer in compared.answers] == [
         "Yes, every peer (p2pft)",
         "No (p2pft)",  # the made-up answers are wrong at random
-        "Cheaper: 0.1 × the bytes and 0.5 × the seconds of FedAvg (p2pft)",
+        "Cheaper: 0.1 × FedAvg's bytes and 0.5 × its seconds to 95% of its accuracy, "
+        "0.1 × the bytes to the end (p2pft)",
         "1 peer lost on the way (p2pft)",
     ]
     read = Page(page)
@@ -185,6 +186,12 @@ def test_a_run_that_was_stopped_counts_the_iterations_that_it_has_done(tmp_path)
     assert rows["p2pft"][1:4] == ["stopped", "4", "200 of 300"]
     outcomes = list(csv.DictReader(outcomes_csv(find_runs([tmp_path])).splitlines()))
     assert {row["iterations"] for row in outcomes} == {"200"}
+
+
+def test_the_first_lines_say_that_a_run_which_was_stopped_had_lost_a_peer(tmp_path):
+    write(tmp_path, made_up(views=[LOST], ended=(0, 1, 3), error="p2pft stop") | {"status": "stopped"})
+    word = report_of(tmp_path, scored=False).answers[3].word
+    assert word == "It was stopped, 1 peer lost on the way (p2pft)"
 
 
 def test_bytes_along_edges_are_those_of_the_sender_and_unknown_once_views_changed(compared, tmp_path):

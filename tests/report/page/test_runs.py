@@ -137,7 +137,8 @@ def test_a_stopped_run_with_numbers_and_a_lost_peer_is_read_as_far_as_it_is_know
     assert run.unknown == []
     found = verdicts.learned(run, [run])
     assert "all 3 peers that were there when the run was stopped learned" in found.sentence
-    assert verdicts.happened(run) == "p2pft was stopped on purpose: peer 0: the run was stopped."
+    told = "p2pft was stopped on purpose: peer 0: the run was stopped."
+    assert verdicts.happened(run) == f"{told} Before that peer 2 was lost and did not come back."
 
 
 def test_a_lost_peer_without_a_journal_is_named_as_unknown(tmp_path):

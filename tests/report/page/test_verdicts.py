@@ -142,7 +142,7 @@ def test_bytes_are_compared_with_fedavgs_at_the_same_accuracy(fedavg, verdict, w
     found = verdicts.against_fedavg(by_name["p2pft"], runs)
     assert found.verdict == verdict
     assert words in found.sentence
-    assert found.ratio == pytest.approx(4_000_000 / fedavg)
+    assert found.ratio == found.whole == pytest.approx(4_000_000 / fedavg)
     assert "Training took 3.0 s up to there, that of fedavg 6.0 s" in found.sentence
 
 
@@ -212,6 +212,13 @@ def test_a_peer_that_came_back_is_told(tmp_path):
     said, events = happened(tmp_path, views=[LOST, BACK])
     assert "peer 2 was lost on the way and came back" in said
     assert "peer 2 came back" in events[1]
+
+
+def test_a_run_that_was_stopped_after_a_loss_names_who_was_lost(tmp_path):
+    write(tmp_path, made_up(views=[LOST], ended=(0, 1, 3), error="p2pft stop") | {"status": "stopped"})
+    (run,) = find_runs([tmp_path])
+    said = verdicts.happened(run)
+    assert "was stopped on purpose: p2pft stop. Before that peer 2 was lost and did not come back." in said
 
 
 @pytest.mark.parametrize(
