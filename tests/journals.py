@@ -25,6 +25,10 @@ KINDS = {
             **{"why": {}, "presumed": {}, "seconds": 1.0},
         },
     ),
+    "stall": (
+        lines.Stall,
+        {"iteration": 0, "awaited": 1, "last": 1, "silent": False, "seconds": 9.0},
+    ),
     "failed": (lines.Failed, {"iteration": 0, "error": "", "kind": "P2PFTError"}),
     "end": (
         lines.Outcome,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,7 @@ from p2pft_flower.keeping.bulletins import (
     discard_old,
     write_bulletin,
 )
-from p2pft_flower.keeping.lines import ViewChange
+from p2pft_flower.keeping.lines import Stall, ViewChange
 from p2pft_flower.keeping.processes import start_mark
 from p2pft_flower.keeping.progress import scored
 from p2pft_flower.transport import Standing
@@ -81,6 +81,7 @@ class BulletinWriter:
         heard: Mapping[int, Heard],
         spoken: Mapping[int, float | None],
         views: Sequence[ViewChange],
+        stalls: Iterable[Stall] = (),
     ) -> Bulletin:
         """Replace the bulletin, and return it.
 
@@ -92,6 +93,8 @@ class BulletinWriter:
             Seconds since each neighbour last spoke to this process.
         views : sequence of ViewChange
             The changes of view so far.
+        stalls : iterable of Stall
+            The stalls of this process's peers so far; default: none.
         """
         live = tuple(views[-1].peers) if views else self._all
         self._history.hear(heard)
@@ -116,6 +119,7 @@ class BulletinWriter:
                 for p, m in sorted((p, m) for m, peers in self._hosts.items() for p in peers)
             ),
             views=tuple(views[-_VIEWS:]),
+            stalls=tuple(stalls),
             consensus_error=apart,
             edges=_edges(heard, live, views),
             history=self._history.scores,

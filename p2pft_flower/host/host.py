@@ -111,6 +111,7 @@ class Host:
             wires=lambda: self._wires,
             views=lambda: self.views,
             report=lambda standing: None if self._recorder is None else self._recorder.stands(standing),
+            stalled=lambda stall: None if self._recorder is None else self._recorder.stalled(stall),
             tells=tells,
         )
         self._ending = Ending(

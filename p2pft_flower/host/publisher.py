@@ -10,11 +10,13 @@ from collections import deque
 from collections.abc import Callable, Mapping
 
 from p2pft_flower.host.bulletin import BulletinWriter, awaited_by
-from p2pft_flower.host.site_log import Awaited, SiteLog
+from p2pft_flower.host.long_waits import AT_LEAST, Awaited, LongWait, LongWaits
+from p2pft_flower.host.site_log import SiteLog
 from p2pft_flower.host.standings import Standings, most_edges
 from p2pft_flower.host.wires import Wires
 from p2pft_flower.keeping import sketch
-from p2pft_flower.keeping.lines import Evaluation, ViewChange
+from p2pft_flower.keeping.journal import JournalError
+from p2pft_flower.keeping.lines import Evaluation, Stall, ViewChange
 from p2pft_flower.plan import Plan
 from p2pft_flower.transport import Carried, EdgeTraffic, OwnPulse, PeerScores, Pulse, Standing
 from p2pft_flower.typed import encoded
@@ -34,6 +36,9 @@ _END = 5.0
 
 _WAITS = 2.0
 """Seconds for which a peer must have waited, by its own word, to be part of a chain of those that wait."""
+
+_STALLS = 64
+"""The most stalls in a bulletin: the latest."""
 
 _STATES = {
     Pulse.COMPUTING: Standing.COMPUTING,
@@ -88,6 +93,8 @@ class Publisher:
         Returns the changes of view so far.
     report : callable
         Sends the observer a standing.
+    stalled : callable
+        Gets each stall when it is over, from this object's thread.
     tells : bool
         Whether the log says how the training gets on, as at a site; in a simulation the coordinator does.
     """
@@ -101,11 +108,14 @@ class Publisher:
         wires: Callable[[], Wires | None],
         views: Callable[[], list[ViewChange]],
         report: Callable[[Standing], None],
+        stalled: Callable[[Stall], None],
         tells: bool,
     ) -> None:
         self._plan, self._pulse, self._standings = plan, pulse, standings
         self._wires, self._views, self._report = wires, views, report
         self._log = SiteLog(plan) if tells else None
+        self._stalled, self._waits = stalled, LongWaits()
+        self._stalls: deque[Stall] = deque(maxlen=_STALLS)
         self._own = tuple(p.peer for p in plan.peers)
         self._hosts = plan.hosts or {self._own[0]: self._own}
         self._trains = self._exchanges = False
@@ -168,7 +178,7 @@ class Publisher:
                 self._stand()
                 wires = self._wires()
                 spoken = {} if wires is None else {p: wires.heartbeats.spoken(p) for p in self._plan.live}
-                self._bulletin.write(self._standings.heard(), spoken, self._views())
+                self._bulletin.write(self._standings.heard(), spoken, self._views(), self._stalls)
                 if self._closed.wait(self._interval):
                     return
         except Exception:
@@ -191,13 +201,34 @@ class Publisher:
         )
         self._standings.stand(standing)
         self._report(standing)
-        if self._log is None or wires is None:
+        if wires is None:
             return
         whom = None
         if awaited is not None:
             peer, since = awaited
             whom = Awaited(peer, since, wires.heartbeats.spoken(peer), self._chain(peer))
-        self._log.waits(whom, now, self._rate.value)
+        told = self._waits.look(whom, now, self._rate.value)
+        if self._log is not None:
+            self._log.waits(told)
+        for wait in told:
+            if wait.over:
+                self._note_stall(wait, pulse.iteration)
+
+    def _note_stall(self, wait: LongWait, iteration: int) -> None:
+        of = wait.awaited
+        stall = Stall(
+            peer=self._own[0],
+            iteration=iteration,
+            awaited=of.peer,
+            last=of.chain[-1] if of.chain else of.peer,
+            silent=of.spoken is None or of.spoken > AT_LEAST,
+            seconds=wait.seconds,
+        )
+        self._stalls.append(stall)
+        try:
+            self._stalled(stall)
+        except JournalError as error:  # training writes there, too, and decides what follows
+            log.warning("%s", error)
 
     def _edges(self, carried: Mapping[tuple[int, int], Carried]) -> list[EdgeTraffic]:
         """Return the edges of the present view that leave this host's peers, with what they have carried."""

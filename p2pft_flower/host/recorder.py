@@ -23,7 +23,7 @@ from p2pft_flower.host.problem import Objective, Problem, Score
 from p2pft_flower.host.wires import Access
 from p2pft_flower.keeping import lines, sketch
 from p2pft_flower.keeping.journal import Journal, JournalError
-from p2pft_flower.keeping.lines import Evaluation, Failed, Outcome, ViewChange
+from p2pft_flower.keeping.lines import Evaluation, Failed, Outcome, Stall, ViewChange
 from p2pft_flower.plan import Plan
 from p2pft_flower.transport import ObserverClient, PeerReport, Standing
 from p2pft_flower.typed import encoded
@@ -223,6 +223,10 @@ class Recorder:
     def stands(self, standing: Standing) -> None:
         """Report this host's standing to the observer."""
         self._report(peer=self._plan.peers[0].peer, standing=standing)
+
+    def stalled(self, stall: Stall) -> None:
+        """Write an unusually long wait of this host into the journal of its first peer; from any thread."""
+        self._journals[stall.peer].write(stall)
 
     def view_changed(self, new: NewView) -> None:
         """Log, report and write into the journals that the peers go on in another view."""

@@ -17,7 +17,7 @@ import msgspec
 
 from p2pft_flower.errors import DataError
 from p2pft_flower.keeping.folders import read_private, replacing
-from p2pft_flower.keeping.lines import ViewChange
+from p2pft_flower.keeping.lines import Stall, ViewChange
 from p2pft_flower.keeping.processes import is_alive
 from p2pft_flower.resources import home
 from p2pft_flower.typed import Count, PeerCount, PeerNumber, Positive, decoded, encoded
@@ -164,6 +164,8 @@ class Bulletin(msgspec.Struct, frozen=True, kw_only=True):
         All peers of the run, ascending.
     views : tuple of ViewChange
         The changes of view so far, the latest 64 at most.
+    stalls : tuple of Stall
+        The unusually long waits of this process that are over, the latest 64 at most.
     consensus_error : float or None
         An estimate of the peers' distance from their mean after the last iteration of which the sketches of
         all live peers are here; None before that.
@@ -191,6 +193,7 @@ class Bulletin(msgspec.Struct, frozen=True, kw_only=True):
     written: float
     peers: tuple[PeerNow, ...]
     views: tuple[ViewChange, ...] = ()
+    stalls: tuple[Stall, ...] = ()
     consensus_error: float | None = None
     edges: tuple[EdgeNow, ...] = ()
     history: dict[PeerNumber, tuple[Point, ...]] = {}

@@ -25,6 +25,7 @@ __all__ = [
     "Report",
     "Round",
     "Run",
+    "Stall",
     "Start",
     "Trace",
     "ViewChange",
@@ -153,6 +154,30 @@ class ViewChange(Line, frozen=True, kw_only=True, tag="view"):
     seconds: float
 
 
+class Stall(Line, frozen=True, kw_only=True, tag="stall"):
+    """The peer's host has waited unusually long for another peer; written when that is over.
+
+    Attributes
+    ----------
+    iteration : int
+        Number of iterations that were completed.
+    awaited : int
+        The peer that it waited for.
+    last : int
+        The peer that this one waited for in the end, as far as was known; else ``awaited``.
+    silent : bool
+        Whether ``awaited`` was silent; False: it spoke, and was slow or waited itself.
+    seconds : float
+        Seconds of waiting.
+    """
+
+    iteration: Count
+    awaited: PeerNumber
+    last: PeerNumber
+    silent: bool
+    seconds: float
+
+
 class Failed(Line, frozen=True, kw_only=True, tag="failed"):
     """The last line of a peer that has not come to its end: its host gave up.
 
@@ -239,7 +264,7 @@ class LastRound(Line, frozen=True, kw_only=True, tag="last round"):
     delta: float | None
 
 
-AnyLine = Run | Start | Evaluation | Trace | ViewChange | Failed | Outcome | Round | LastRound
+AnyLine = Run | Start | Evaluation | Trace | ViewChange | Stall | Failed | Outcome | Round | LastRound
 
 _END = re.compile(rb',"check":"([0-9a-f]{8})"}\n')
 _CHECK = 21

@@ -10,12 +10,13 @@ import msgspec
 
 from p2pft_flower.errors import DataError, called
 from p2pft_flower.keeping.journal import Life, by_run, read_journal
-from p2pft_flower.keeping.lines import Failed, Outcome, Run, ViewChange
+from p2pft_flower.keeping.lines import Failed, Outcome, Run, Stall, ViewChange
 from p2pft_flower.keeping.progress import Progress
 from p2pft_flower.report.charts import HistoryRow, charts_of_history
 from p2pft_flower.report.collected import PeerFiles, find_peers
-from p2pft_flower.report.live_page import Page, PageEdge, view_events
+from p2pft_flower.report.live_page import Page, PageEdge, stall_events, view_events
 from p2pft_flower.report.results import FILE, log_name, merged_views, read_results
+from p2pft_flower.report.stand_stills import longest
 from p2pft_flower.report.status import PeerStatus
 from p2pft_flower.typed import MAX_PEERS, Count, PeerNumber, converted
 
@@ -192,6 +193,7 @@ def _page_of_journals(folder: Path, files: Mapping[int, PeerFiles]) -> Page:
             progress.fill(line.report)
     changes = [line for f in files.values() for line in f.lines if isinstance(line, ViewChange)]
     views = converted([*map(dict, merged_views(changes, first.facts.live))], list[_View], folder)
+    stalls = [line for f in files.values() for line in f.lines if isinstance(line, Stall)]
     rows = {row.peer: row.weights for f in files.values() for row in f.about.rows}
     edges = [(j, i) for i, row in sorted(rows.items()) for j in row if i != j]
     history = converted(progress.history(), list[HistoryRow], folder)
@@ -208,6 +210,7 @@ def _page_of_journals(folder: Path, files: Mapping[int, PeerFiles]) -> Page:
         edges=views[-1].edges if views else edges,
         views=views,
         times={change.number: change.time for change in changes},
+        stalls=longest(stalls),
         history=history,
         error=history[-1].consensus_error if history and len(files) == total else None,
     )
@@ -265,6 +268,7 @@ def _page(
     peers: Sequence[PeerStatus] = (),
     edges: Sequence[tuple[int, int]] = (),
     times: Mapping[int, float] | None = None,
+    stalls: Sequence[Stall] = (),
     history: Sequence[HistoryRow] = (),
     error: float | None = None,
 ) -> Page:
@@ -275,6 +279,8 @@ def _page(
         for v in views
         for event in view_events(at.get(v.number, 0.0), v.number, v.iteration, v.lost, v.joined, v.why, names)
     ]
+    if stalls:  # of journals, which have all times
+        events = sorted([*events, *stall_events(stalls, names)], key=lambda event: event.time)
     done = max((p.iteration for p in peers if p.state != "lost"), default=0)
     return Page(
         run=run,

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
 
 from p2pft_flower.errors import called
 from p2pft_flower.keeping.bulletins import Bulletin, EdgeNow, Point
-from p2pft_flower.keeping.lines import ViewChange
+from p2pft_flower.keeping.lines import Stall, ViewChange
 from p2pft_flower.report.charts import Chart, charts_of_points
-from p2pft_flower.report.status import PeerStatus, status_of
+from p2pft_flower.report.stand_stills import sentence
+from p2pft_flower.report.status import PeerStatus, RunStatus, status_of
 
-__all__ = ["Event", "Page", "PageEdge", "page_of", "turns", "view_events"]
+__all__ = ["Event", "Page", "PageEdge", "page_of", "stall_events", "turns", "view_events"]
 
 _STALE = 10.0
 """Seconds without a new bulletin after which the page says that its news are old."""
@@ -144,7 +145,7 @@ def page_of(bulletins: Sequence[Bulletin], now: float) -> Page:
         left=status.left,
         peers=status.peers,
         edges=_edges(bulletins),
-        events=tuple(reversed([e for v in status.views for e in _events(v, status.peers)])),
+        events=_latest_first(status),
         consensus_error=status.consensus_error,
         bytes_sent=sum(p.bytes_sent for p in status.peers),
         time=now,
@@ -195,8 +196,19 @@ def _edges(bulletins: Sequence[Bulletin]) -> tuple[PageEdge, ...]:
     )
 
 
-def _events(v: ViewChange, peers: Sequence[PeerStatus]) -> list[Event]:
-    names = {p.peer: p.name for p in peers if p.name}
+def _latest_first(status: RunStatus) -> tuple[Event, ...]:
+    """Return the events of a run's changes of view and stand-stills."""
+    names = {p.peer: p.name for p in status.peers if p.name}
+    events = [e for v in status.views for e in _events(v, names)] + stall_events(status.stalls, names)
+    return tuple(sorted(events, key=lambda e: e.time)[::-1])
+
+
+def stall_events(stalls: Iterable[Stall], names: Mapping[int, str]) -> list[Event]:
+    """Return an event for each wait, which is over."""
+    return [Event(time=s.time, kind="plain", text=sentence(s, names)) for s in stalls]
+
+
+def _events(v: ViewChange, names: Mapping[int, str]) -> list[Event]:
     return view_events(v.time, v.number, v.iteration, v.lost, v.joined, {**v.presumed, **v.why}, names)
 
 

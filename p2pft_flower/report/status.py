@@ -13,7 +13,8 @@ import msgspec
 
 from p2pft_flower.errors import called
 from p2pft_flower.keeping.bulletins import Bulletin, PeerNow
-from p2pft_flower.keeping.lines import ViewChange
+from p2pft_flower.keeping.lines import Stall, ViewChange
+from p2pft_flower.report.stand_stills import longest
 
 __all__ = ["PeerStatus", "RunStatus", "status_of"]
 
@@ -91,6 +92,8 @@ class RunStatus(msgspec.Struct, frozen=True, kw_only=True):
         The number of the present view.
     views : tuple of ViewChange
         The changes of view.
+    stalls : tuple of Stall
+        When peers of this machine waited unusually long, and for whom; what is over.
     consensus_error : float or None
         An estimate of the peers' distance from their mean, after their last evaluation.
     left : float or None
@@ -110,6 +113,7 @@ class RunStatus(msgspec.Struct, frozen=True, kw_only=True):
     iterations: int
     view: int
     views: tuple[ViewChange, ...]
+    stalls: tuple[Stall, ...]
     consensus_error: float | None
     left: float | None
     at_risk: bool
@@ -143,6 +147,7 @@ def status_of(bulletins: Sequence[Bulletin], now: float) -> RunStatus:
         iterations=best.iterations,
         view=best.views[-1].number if best.views else 0,
         views=best.views,
+        stalls=tuple(longest(s for b in bulletins for s in b.stalls)),
         consensus_error=None if not apart else max(apart, key=lambda b: b.written).consensus_error,
         left=_left([p for p in peers if p.peer in best.live], best.iterations - done),
         at_risk=at_risk,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -11,6 +12,7 @@ from rich.table import Table
 from p2pft_flower.errors import called, printable
 from p2pft_flower.keeping.lines import ViewChange
 from p2pft_flower.keeping.progress import human_bytes
+from p2pft_flower.report.stand_stills import sentence
 from p2pft_flower.report.status import PeerStatus, RunStatus
 from p2pft_flower.report.tables import number, render
 
@@ -72,10 +74,13 @@ def _sentences(status: RunStatus, now: float) -> list[str]:
         for p in status.peers
         if p.state in ("lost", "ended", "silent", "slow")
     ]
-    lines += [
-        f"{_clock(v.time)} view {v.number} after {v.iteration} iterations: {_who_changed(v, status)}"
+    names = {p.peer: p.name for p in status.peers if p.name}
+    happened = [
+        (v.time, f"view {v.number} after {v.iteration} iterations: {_who_changed(v, names)}")
         for v in status.views
     ]
+    happened += [(s.time, sentence(s, names)) for s in status.stalls]
+    lines += [f"{_clock(at)} {what}" for at, what in sorted(happened)]
     lines.append(status.risk)
     if status.left is not None and status.left > 0:
         at = time.strftime("%H:%M", time.localtime(now + status.left))
@@ -106,8 +111,7 @@ def _clock(moment: float) -> str:
     return time.strftime("%H:%M:%S", time.localtime(moment))
 
 
-def _who_changed(change: ViewChange, status: RunStatus) -> str:
-    names = {p.peer: p.name for p in status.peers if p.name}
+def _who_changed(change: ViewChange, names: Mapping[int, str]) -> str:
     parts = [f"{called(p, names)} was lost" for p in change.lost]
     parts += [f"{called(p, names)} has come back" for p in change.joined]
     return "; ".join(parts) or "nobody was lost"

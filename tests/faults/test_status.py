@@ -52,6 +52,9 @@ def test_a_peer_far_away_is_shown_as_slow_then_as_silent_then_as_well_again(tmp_
         peers.release(FAR)
         ended = peers.ended()
         peers.check_same(ended)
+    stalls = [line for p in range(6) for line in peers.journal(p) if line["event"] == "stall"]
+    assert {s["peer"] for s in stalls if s["last"] == 3} == {0, 1, 2, 4, 5}, "who was waited for is kept"
+    assert 3 not in {s["peer"] for s in stalls if s["last"] != FAR}, "it stood still itself"
     left = [b for b in bulletins() if b.folder == str(tmp_path)]
     assert not left, "who has ended leaves no bulletin"
 

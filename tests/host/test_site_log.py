@@ -7,9 +7,10 @@ from types import SimpleNamespace
 
 import pytest
 
+from p2pft_flower.host.long_waits import Awaited, LongWaits
 from p2pft_flower.host.publisher import Publisher
-from p2pft_flower.host.site_log import Awaited, SiteLog
-from p2pft_flower.transport import Standing
+from p2pft_flower.host.site_log import SiteLog
+from p2pft_flower.transport import Pulse, Standing
 from tests.journals import made_line
 
 from .hosts import ALONE, RING
@@ -22,7 +23,18 @@ def site(tmp_path):
     plan = plans(RING, ALONE, {}, tmp_path, **{"peer-timeout": 20.0})[0]
     lines: list[str] = []
     named = replace(plan, names={0: "north", 3: "south"})
-    return SiteLog(named, lambda level, line: lines.append(line)), lines
+    return _Site(named, lines.append), lines
+
+
+class _Site(SiteLog):
+    """A site's log, and what finds the waits that it tells of."""
+
+    def __init__(self, plan, write):
+        super().__init__(plan, lambda level, line: write(line))
+        self._waits = LongWaits()
+
+    def look(self, whom, now, rate):
+        self.waits(self._waits.look(whom, now, rate))
 
 
 def awaited(spoken=1.0, chain=()):
@@ -53,7 +65,7 @@ def test_a_peer_without_test_images_has_a_line_without_scores(site):
 def test_waiting_is_told_once_it_takes_ten_times_the_usual_and_again_when_it_has_doubled(site):
     log, lines = site
     for now in range(101, 131):  # an iteration takes 1 s
-        log.waits(awaited(), now, rate=1.0)
+        log.look(awaited(), now, rate=1.0)
     assert [line.split("; ")[0] for line in lines] == [
         "peer 0 (north): has waited 10 s for peer 3 (south)",
         "peer 0 (north): has waited 20 s for peer 3 (south)",
@@ -63,19 +75,19 @@ def test_waiting_is_told_once_it_takes_ten_times_the_usual_and_again_when_it_has
 
 def test_short_waits_are_not_told_however_short_iterations_are(site):
     log, lines = site
-    log.waits(awaited(), 104.0, rate=1000.0)
-    log.waits(awaited(), 104.9, rate=1000.0)
+    log.look(awaited(), 104.0, rate=1000.0)
+    log.look(awaited(), 104.9, rate=1000.0)
     assert lines == []
-    log.waits(awaited(), 105.0, rate=1000.0)
+    log.look(awaited(), 105.0, rate=1000.0)
     assert len(lines) == 1
 
 
 def test_it_is_told_when_the_waiting_is_over(site):
     log, lines = site
     for now in (111.0, 112.0):
-        log.waits(awaited(), now, rate=1.0)
-    log.waits(None, 114.0, rate=1.0)
-    log.waits(None, 115.0, rate=1.0)
+        log.look(awaited(), now, rate=1.0)
+    log.look(None, 114.0, rate=1.0)
+    log.look(None, 115.0, rate=1.0)
     assert lines[1:] == ["peer 0 (north): waits no longer for peer 3 (south), after 14 s"]
 
 
@@ -92,15 +104,15 @@ def test_it_is_told_when_the_waiting_is_over(site):
 def test_the_reason_says_what_is_known_of_the_peer(site, spoken, chain, reason):
     log, lines = site
     for now in (149.0, 150.0):
-        log.waits(awaited(spoken, chain), now, rate=1.0)
+        log.look(awaited(spoken, chain), now, rate=1.0)
     assert lines[0].endswith(reason)
 
 
 def test_a_site_that_was_suspended_itself_does_not_blame_its_neighbour(site):
     log, lines = site
-    log.waits(awaited(), 101.0, rate=1.0)
-    log.waits(awaited(), 131.0, rate=1.0)  # its own process stood still
-    log.waits(None, 132.0, rate=1.0)
+    log.look(awaited(), 101.0, rate=1.0)
+    log.look(awaited(), 131.0, rate=1.0)  # its own process stood still
+    log.look(None, 132.0, rate=1.0)
     assert lines == []
 
 
@@ -119,3 +131,38 @@ def test_the_chain_of_those_who_wait_ends_with_who_waits_for_nobody_or_for_one_o
     assert chain(3, {3: 2, 2: 1, 1: 3}) == (2, 1)
     assert chain(3, {3: 2, 2: 0}) == (2,)  # that is who asks
     assert chain(3, {3: 2}, usual=[2]) == (2,)  # it waited a moment when it spoke last, and may be gone
+
+
+def test_a_wait_that_is_over_is_kept_with_whom_it_was_for_and_whether_that_one_spoke(tmp_path):
+    """In the journal of the host's first peer, and in the bulletin."""
+    written, kept, told = [], [], SimpleNamespace(activity=Pulse.WAITING, view=0, iteration=7, busy=0.0)
+    plan = plans(RING, ALONE, {}, tmp_path)[0]
+    now = SimpleNamespace(awaited=(3, 0.0), spoken=1.0)
+    heartbeats = SimpleNamespace(spoken=lambda peer: now.spoken)
+    wires = SimpleNamespace(heartbeats=heartbeats, links=SimpleNamespace(carried=dict), agreement=None)
+    site = Publisher(
+        plan,
+        SimpleNamespace(read=lambda: told),
+        SimpleNamespace(heard=lambda: {3: SimpleNamespace(standing=Standing(awaited=2, busy=9.0))}, stand=id),
+        wires=lambda: SimpleNamespace(**vars(wires), awaited=now.awaited),
+        views=list,
+        report=id,
+        stalled=written.append,
+        tells=False,
+    )
+    site._bulletin = SimpleNamespace(write=lambda *about: kept.append(tuple(about[3])))
+    clock = pytest.MonkeyPatch()
+    with clock.context() as patch:
+        for moment, now.awaited in [
+            (1.0, (3, 0.0)),
+            (4.0, (3, 0.0)),
+            (8.0, (3, 0.0)),
+            (9.0, (2, 8.5)),
+            (9.5, None),
+        ]:
+            patch.setattr("p2pft_flower.host.publisher.time.monotonic", lambda m=moment: m)
+            site._stand()
+    (stall,) = written
+    assert (stall.peer, stall.awaited, stall.last, stall.silent) == (0, 3, 2, False)
+    assert (stall.iteration, stall.seconds) == (7, 9.0)
+    assert list(site._stalls) == [stall]

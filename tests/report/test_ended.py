@@ -112,6 +112,16 @@ def test_journals_say_who_failed_and_why_and_which_break_off(tmp_path):
     assert [(e.sender, e.receiver) for e in page.edges] == [(1, 0), (2, 1)]
 
 
+def test_the_waits_that_journals_tell_of_are_events_with_their_times(tmp_path):
+    at = {"awaited": 1, "last": 1}
+    waits = [made_line("stall", p, time=50.0 + p, seconds=9.0 - p, **at) for p in (0, 2)]
+    for wait in waits:
+        journal(tmp_path, wait.peer, made_line("evaluation", wait.peer, iteration=4), wait)
+    (event,) = page_of_folder(tmp_path).events
+    assert (event.time, event.kind) == (50.0, "plain")
+    assert event.text == "peer 0 (site-0) waited 9 s for peer 1, which was slow, after 0 iterations"
+
+
 def test_a_stop_is_no_failure(tmp_path):
     journal(tmp_path, 0, made_line("failed", 0, iteration=5, error="p2pft stop", cause="STOPPED"))
     assert ending_of(tmp_path).outcome == "stopped"

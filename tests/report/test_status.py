@@ -154,6 +154,16 @@ def test_a_lost_peer_is_lost_since_its_view_and_the_result_lacks_its_images():
     assert "view 1 after 380 iterations: peer 3 (west) was lost" in text
 
 
+def test_who_was_waited_for_and_is_no_more_stands_among_what_happened():
+    waited = made_line("stall", 1, time=NOW - 90, iteration=300, awaited=2, last=3, seconds=18.0)
+    status, _ = state_of(bulletin(live=(0, 1, 2), views=(view(),), stalls=(waited,)))
+    assert status.stalls == (waited,)
+    told = status_table(status, NOW).splitlines()
+    (at,) = [k for k, line in enumerate(told) if "peer 1 (east) waited 18 s for peer 2 (south)" in line]
+    assert "in the end for peer 3 (west), after 300 iterations" in told[at]
+    assert "view 1 after 380 iterations" in told[at + 1], "in the order in which it happened"
+
+
 def test_a_peer_is_gone_since_its_last_word_not_since_the_others_agreed_that_it_is_lost():
     last = peer(3, heard=75.0, spoken=72.0)
     _, peers = state_of(bulletin(last, live=(0, 1, 2), views=(view(),)))

@@ -16,10 +16,11 @@ from p2pft_flower.facts import PeerFacts
 from p2pft_flower.keeping import sketch
 from p2pft_flower.keeping.invariants import Surplus, TrackerSums
 from p2pft_flower.keeping.journal import read_whole_lines
-from p2pft_flower.keeping.lines import AnyLine, Evaluation, Outcome, Round, Trace, ViewChange
+from p2pft_flower.keeping.lines import AnyLine, Evaluation, Outcome, Round, Stall, Trace, ViewChange
 from p2pft_flower.keeping.lines import Run as RunLine
 from p2pft_flower.report.page.runs import ALONE, PEERS, POOLED, SERVER, Moment, Results, Run, Scores
 from p2pft_flower.report.results import FILE, SCHEMA, log_name
+from p2pft_flower.report.stand_stills import longest
 from p2pft_flower.typed import converted, read_object
 
 __all__ = ["find_runs"]
@@ -235,6 +236,7 @@ def _from_journals(run: Run, lines: Mapping[int, Sequence[AnyLine]]) -> dict[str
         "times": times,
         "sent": sent,
         "view_times": view_times,
+        "stalls": longest(s for told in lines.values() for s in told if isinstance(s, Stall)),
         **_distances(sketches, {peer.peer for peer in run.results.peers}),
     }
 

@@ -19,6 +19,7 @@ from natsort import natsorted
 from p2pft_flower.algorithms import ALGORITHMS
 from p2pft_flower.facts import PeerFacts
 from p2pft_flower.keeping.invariants import Surplus
+from p2pft_flower.keeping.lines import Stall
 from p2pft_flower.plugins import is_reference
 from p2pft_flower.typed import Count, PeerNumber, Settings
 
@@ -159,6 +160,8 @@ class Run:
         The surplus Σ τ − Σ g, if the peers traced their trackers.
     view_times : dict of int to float
         By a view's number: seconds from the first evaluation of a peer to this change of view.
+    stalls : list of Stall
+        The longest waits of its peers, if their journals are there.
     notes : list of str
         The reasons why something of the run could not be read.
     """
@@ -173,6 +176,7 @@ class Run:
     gone: Mapping[int, PeerFacts] = field(default_factory=dict)
     surplus: Sequence[Surplus] = ()
     view_times: Mapping[int, float] = field(default_factory=dict)
+    stalls: Sequence[Stall] = ()
     notes: Sequence[str] = ()
 
     @property

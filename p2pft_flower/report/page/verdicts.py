@@ -16,6 +16,7 @@ import numpy.typing as npt
 from p2pft_flower.errors import printable
 from p2pft_flower.keeping.progress import human_bytes
 from p2pft_flower.report.page.runs import ALONE, PEERS, POOLED, SERVER, Run, View, mean
+from p2pft_flower.report.stand_stills import sentence
 
 __all__ = [
     "Agreed",
@@ -55,6 +56,9 @@ TARGET = 0.95
 
 ALIKE = 0.1
 """Costs that differ by no more than this share are about the same."""
+
+STAND_STILLS = 8
+"""The most waits of a run that the report tells of."""
 
 
 @dataclass(frozen=True)
@@ -415,15 +419,25 @@ def _change(run: Run, view: View) -> str:
 
 
 def events(run: Run) -> list[str]:
-    """Return what happened to a run, one sentence for each change of view and for an end with faults."""
+    """Return what happened to a run: changes of view, long waits, an end with faults; a sentence each."""
     told = [_change(run, view) for view in run.results.views or ()]
     if run.results.views is None:
         told.append(
             f"{run.label}: its changes of view are not known: a signal ended it; the journals have them."
         )
+    told += _stand_stills(run)
     if run.results.error:
         told.append(f"{run.label} ended as {run.results.status}: {_cut(run.results.error)}")
     return told
+
+
+def _stand_stills(run: Run) -> list[str]:
+    """Return the longest waits of a run's peers, and how many others there were."""
+    most = sorted(run.stalls, key=lambda s: -s.seconds)[:STAND_STILLS]
+    names = {p.peer: p.name for p in run.results.peers if p.name != str(p.peer)}
+    told = [f"{run.label}: {sentence(s, names)}." for s in sorted(most, key=lambda s: s.time)]
+    more = len(run.stalls) - len(most)
+    return told + ([f"{run.label}: {more} shorter waits are left out."] if more else [])
 
 
 def happened(run: Run) -> str:

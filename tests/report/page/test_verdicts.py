@@ -5,10 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from p2pft_flower.keeping.journal import Journal
 from p2pft_flower.report.page import verdicts
 from p2pft_flower.report.page.reading import find_runs
 from p2pft_flower.report.page.verdicts import Answers
 from p2pft_flower.report.results import write_results
+from tests.journals import made_line
 from tests.report.page.made_up import BACK, CHEAP_FEDAVG, DEAR_FEDAVG, LOST, comparison, made_up, write
 
 
@@ -194,6 +196,20 @@ def test_a_lost_peer_is_told_with_why_and_when(tmp_path):
         "6.3 s the others went on as view 1 with 3 peers and 3 edges."
     )
     assert events[1] == "p2pft ended as completed-with-3-of-4: peer 2 was lost"
+
+
+def test_the_longest_waits_are_told_and_how_many_others_there_were(tmp_path):
+    folder = write(tmp_path, made_up())
+    waits = [made_line("stall", 0, time=1000.0 + 20 * k, seconds=6.0 + k) for k in range(10)]
+    log = Journal(folder, 0)
+    for wait in waits:
+        log.write(wait)
+    log.close()
+    (run,) = find_runs([tmp_path])
+    assert run.stalls == waits
+    told = verdicts.events(run)
+    assert told[0] == "p2pft: peer 0 waited 8 s for peer 1, which was slow, after 0 iterations."
+    assert told[8:] == ["p2pft: 2 shorter waits are left out."]
 
 
 def test_a_long_reason_is_cut(tmp_path):
