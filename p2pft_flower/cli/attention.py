@@ -27,6 +27,7 @@ from p2pft_flower.report.attention_figure import (
     method_name,
 )
 from p2pft_flower.report.results import finite
+from p2pft_flower.report.run_list import folder_named
 
 if TYPE_CHECKING:
     from p2pft_flower.learning.tails import Tail
@@ -56,7 +57,10 @@ class _Picture:
 
 def attention(
     runs: Annotated[
-        list[Path], typer.Argument(metavar="RUN...", help="Folders of runs, or one that p2pft compare wrote.")
+        list[Path],
+        typer.Argument(
+            metavar="RUN...", help="Runs, by folder, id or name, or a folder that p2pft compare wrote."
+        ),
     ],
     output: Annotated[
         Path,
@@ -111,7 +115,7 @@ def attention(
             if not images:
                 raise ConfigError("--pixel-range is about --images, and there are none: leave it out")
         _check_output(output)
-        found = read_runs(runs)
+        found = read_runs([*map(folder_named, runs)])
         numbers, rows = _study(found, peer, (seen, unseen), images or [], pixel_range, kind)
         methods = [method_name(run.algorithm) for run in found]
         draw_attention(rows, methods, numbers["title"], numbers["subtitle"], output)

@@ -17,6 +17,7 @@ from p2pft_flower.errors import ConfigError, DataError, P2PFTError, printable
 from p2pft_flower.keeping.progress import scored
 from p2pft_flower.learning.data.scored_data import require_scored_data
 from p2pft_flower.report.own_tails import is_own_tail, score_own_tail
+from p2pft_flower.report.run_list import folder_named
 from p2pft_flower.report.tables import RANDOM_WEIGHTS, number, samples_word
 
 __all__ = ["ClassNames", "TextEmbeddings", "TextTower", "evaluate", "tail_files", "texts_elsewhere"]
@@ -33,7 +34,9 @@ ClassNames: TypeAlias = Annotated[
 
 
 def evaluate(
-    paths: Annotated[list[Path], typer.Argument(help="A run's folder, or tails (peer-<i>.safetensors).")],
+    paths: Annotated[
+        list[Path], typer.Argument(help="Runs, by folder, id or name, or tails (peer-<i>.safetensors).")
+    ],
     dataset: Annotated[
         str | None,
         typer.Option(
@@ -64,7 +67,7 @@ def evaluate(
     Exit codes: 0 all were scored; 2 a file cannot be used.
     """
     try:
-        files = [file for path in paths for file in tail_files(path)]
+        files = [file for path in paths for file in tail_files(folder_named(path))]
         own = [file for file in files if is_own_tail(file)]
         texts = texts_elsewhere(text_embeddings, text_tower, class_names)
         if own and (zero_shot or texts):

@@ -18,12 +18,15 @@ from p2pft_flower.cli.evaluate import (
 from p2pft_flower.config import NO_MODEL
 from p2pft_flower.errors import ConfigError, P2PFTError
 from p2pft_flower.keeping.folders import require_writable
+from p2pft_flower.report.run_list import folder_named
 
 __all__ = ["export"]
 
 
 def export(
-    paths: Annotated[list[Path], typer.Argument(help="A run's folder, or tails (peer-<i>.safetensors).")],
+    paths: Annotated[
+        list[Path], typer.Argument(help="Runs, by folder, id or name, or tails (peer-<i>.safetensors).")
+    ],
     out: Annotated[
         Path,
         typer.Option("--out", "-o", help="A file .safetensors for one tail, else a folder for all of them."),
@@ -45,7 +48,7 @@ def export(
     from p2pft_flower.learning.tails import load_tails
 
     try:
-        files = [file for path in paths for file in tail_files(path)]
+        files = [file for path in paths for file in tail_files(folder_named(path))]
         single = out.suffix == ".safetensors"
         if single and len(files) > 1:
             raise ConfigError(f"-o {out}: that is one file, but there are {len(files)} tails; give a folder")

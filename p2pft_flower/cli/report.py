@@ -28,6 +28,7 @@ from p2pft_flower.report.page.runs import Run
 from p2pft_flower.report.page.tidy import EVALUATIONS, OUTCOMES, evaluations_csv, outcomes_csv
 from p2pft_flower.report.page.verdicts import Answers
 from p2pft_flower.report.results import tail_name
+from p2pft_flower.report.run_list import folder_named
 
 __all__ = ["report"]
 
@@ -42,7 +43,10 @@ PRINTING = 120.0
 
 def report(
     runs: Annotated[
-        list[Path], typer.Argument(metavar="RUN...", help="Folders of runs, or one that p2pft compare wrote.")
+        list[Path],
+        typer.Argument(
+            metavar="RUN...", help="Runs, by folder, id or name, or a folder that p2pft compare wrote."
+        ),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE.html", help="The page.")] = Path(
         "report.html"
@@ -78,6 +82,7 @@ def report(
     """
     try:
         browser = _check(output, markdown, csv, pdf)
+        runs = [*map(folder_named, runs)]
         found = find_runs(runs)
         answers, unscored = _answers(found, data_dir)
         material = Material(found, answers, unscored)
