@@ -241,7 +241,8 @@ def _peer_status(
             why = "; ".join(filter(None, (f"its process {own.pid} here lives, but stands still", why)))
     elif peer in slow:
         waiting, seconds = slow[peer]
-        why = f"{called(waiting, best.names)} has waited {seconds:.0f} s for it; it speaks, so it is not lost"
+        spoke = "" if contact is None else f"; it spoke {contact:.0f} s ago, so it is not lost yet"
+        why = f"{called(waiting, best.names)} has waited {seconds:.0f} s for it{spoke}"
         state = "slow"
     elif now.awaited is not None:
         why = f"for {called(now.awaited, best.names)}"

@@ -39,7 +39,7 @@ def test_a_peer_far_away_is_shown_as_slow_then_as_silent_then_as_well_again(tmp_
         peers.hold(3, "gradient 20")
         slow = seen_from(peers, FAR, lambda s: state(s, 3) == "slow")
         assert [p.peer for p in slow.peers if p.state == "slow"] == [3]
-        assert "s for it; it speaks, so it is not lost" in slow.peers[3].why
+        assert "s ago, so it is not lost yet" in slow.peers[3].why
         assert not slow.at_risk, slow.risk
         peers.signal(3, signal.SIGSTOP)
         near = seen_from(peers, 4, lambda s: state(s, 3) == "silent")
