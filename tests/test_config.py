@@ -161,6 +161,7 @@ OTHER = {
     "preflight-only": True,
     "observer-address": "office.example:9100",
     "min-peers": 3,
+    "predictions": True,
     "tensorboard": True,
     "callbacks": "my_module:MyCallback",
 }

@@ -90,6 +90,10 @@ class RuntimeConfig:
     tensorboard : bool
         Whether the peers' scores, and the consensus error at the coordinator, are written as TensorBoard's
         event files into the folder ``tensorboard`` of the run's folder (needs the extra ``tensorboard``).
+    predictions : bool
+        Whether each peer writes its answers to its test images, with the probability of each class, as CSV
+        beside its tail, at its own site (docs/per-class.md). ``p2pft evaluate --predictions`` does it at any
+        time later.
     callbacks : str
         What is called at each evaluation, each change of view and the end, ``my_module:MyCallback``
         (docs/extending.md has examples for Weights & Biases and MLflow); empty: nothing. It runs in a thread
@@ -126,6 +130,7 @@ class RuntimeConfig:
     preflight_only: bool = False
     observer_address: str = ""
     tensorboard: bool = False
+    predictions: bool = False
     callbacks: str = ""
     min_peers: int = 0
 

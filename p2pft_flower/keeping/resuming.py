@@ -49,6 +49,7 @@ FREE_KEYS = frozenset(
         "observer-address",
         "on-failure",
         "peer-timeout",
+        "predictions",
         "preflight-only",
         "rejoin-deadline",
         "resume",

@@ -195,6 +195,7 @@ WRONG = {
     "callbacks, a file": ("callbacks=mine.py:Notes", "'.*mine.py' has no 'Notes'"),
     "callbacks, of a strategy": ("algorithm=fedavg callbacks=mine:Method", "cannot import 'mine'"),
     "tensorboard": ("tensorboard=yes", "tensorboard = 'yes': must be true or false"),
+    "predictions": ("predictions=1", "predictions = .1.: must be true or false"),
     "extend": ("extend=true", "extend = true with an empty resume"),
 }
 

@@ -377,6 +377,11 @@ class Holdings:
         """Positions in the test split of all images on which the peers here are scored, ascending."""
         return np.unique(np.concatenate([self.tests[p] for p in self.here]))
 
+    def test_names(self, positions: npt.NDArray[np.int64]) -> list[str]:
+        """Return the names of the test images at ``positions``: their files, else the positions."""
+        files = self.dataset.test.files
+        return [str(position) if files is None else str(files[position]) for position in positions]
+
     @property
     def scored_test(self) -> Split:
         """The test images on which the peers here are scored, as a split of their own."""
