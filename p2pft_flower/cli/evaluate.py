@@ -141,7 +141,7 @@ def _show(scores: list[dict[str, Any]], *, by_class: bool) -> None:
         console.print(table)
         for s in tails:
             if s["weights"] is not None:
-                console.print(Text(printable(overall_line(s, what))), soft_wrap=True)
+                console.print(Text(printable(overall_line(s, what))))
             if s["class_scores"] and by_class:
                 console.print(class_table(s, what))
                 console.print(confusion_table(s))

@@ -85,7 +85,7 @@ def _with_interval(
 ) -> str:
     told = number(values[k], ".4f")
     found = None if ends is None else ends[k]
-    return told if found is None else f"{told}\n{found[0]:.3f}–{found[1]:.3f}"
+    return told if found is None else f"{told}\n{found[0]:.3f} to {found[1]:.3f}"
 
 
 def _interval(ends: Sequence[float] | None) -> str:
