@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
@@ -18,7 +19,9 @@ MATRIX = 12
 
 
 def overall_line(score: Mapping[str, Any], what: str) -> str:
-    """Return a line on the scores of a tail over all classes.
+    """Return a line on the scores of a tail over all classes, without those that a table has.
+
+    With confidence intervals it has all.
 
     Parameters
     ----------
@@ -31,10 +34,13 @@ def overall_line(score: Mapping[str, Any], what: str) -> str:
     if scores is None:
         return f"peer {peer}: no test {what}, so no scores by class"
     ends = score["intervals"] or {}
-    parts = [f"accuracy {number(score['accuracy'], '.4f')}{_interval(ends.get('accuracy'))}"] if ends else []
-    parts += [
-        f"{name} {number(scores[key], '.4f')}{_interval(ends.get(key))}"
-        for key, name in (("balanced_accuracy", "balanced accuracy"), ("macro_f1", "macro F1"))
+    values = {
+        **({"accuracy": score["accuracy"], "balanced accuracy": scores["balanced_accuracy"]} if ends else {}),
+        "macro F1": scores["macro_f1"],
+    }
+    parts = [
+        f"{name} {number(value, '.4f')}{_interval(ends.get(name.lower().replace(' ', '_')))}"
+        for name, value in values.items()
     ]
     error = number(scores["calibration_error"], ".4f")
     parts.append(f"expected calibration error {error} ({scores['bins']} bins)")
@@ -49,10 +55,10 @@ def class_table(score: Mapping[str, Any], what: str) -> Table:
     AP is the average precision, *taken* the number of images that were taken for the class.
     """
     classes, ends = score["class_scores"]["classes"], score["intervals"] or {}
-    table = Table(title=f"peer {score['peer']}, each class")
+    table = Table(title=f"peer {score['peer']}, each class", box=SIMPLE_HEAD)
     table.add_column("class", overflow="fold")
     for name in (what, "recall", "specificity", "precision", "AUROC", "AP", "taken"):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", min_width=len(name))
     for k, name in enumerate(classes["names"]):
         table.add_row(
             Text(printable(name), overflow="fold"),
