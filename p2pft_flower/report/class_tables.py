@@ -55,7 +55,7 @@ def class_table(score: Mapping[str, Any], what: str) -> Table:
     AP is the average precision, *taken* the number of images that were taken for the class.
     """
     classes, ends = score["class_scores"]["classes"], score["intervals"] or {}
-    table = Table(title=f"peer {score['peer']}, each class", box=SIMPLE_HEAD)
+    table = Table(title=f"peer {score['peer']}, each class", box=SIMPLE_HEAD, padding=(0, 0, 0, 1))
     table.add_column("class", overflow="fold")
     for name in (what, "recall", "specificity", "precision", "AUROC", "AP", "taken"):
         table.add_column(name, justify="right", min_width=len(name))
