@@ -99,10 +99,10 @@ def intervals(
         low, high = found.low, found.high
     ends = [(float(a), float(b)) for a, b in zip(low, high, strict=True)]
     recall, auroc = list[Interval | None]([None] * size), list[Interval | None]([None] * size)
-    for place, k in enumerate(there):
-        recall[k] = ends[3 + place]
-        if np.isfinite(ends[3 + len(there) + place]).all():
-            auroc[k] = ends[3 + len(there) + place]
+    for k, own in zip(there, ends[3:], strict=False):
+        recall[k] = own
+    for k, own in zip(there, ends[3 + len(there) :], strict=False):
+        auroc[k] = own
     return Intervals(level, RESAMPLES, ends[0], ends[1], ends[2], tuple(recall), tuple(auroc))
 
 
@@ -123,7 +123,7 @@ def _scores(
     Returns
     -------
     (3 + 2 K, B) or (3 + 2 K,) array
-        The scores; a class without another one has AUROC NaN.
+        The scores; 3 + K of them, without AUROC, if there is one class only or a probability is not finite.
     """
     support = np.array([group.shape[-1] for group in images], dtype=np.float64)
     right = np.stack([(predicted[group] == k).sum(-1) for k, group in zip(there, images, strict=True)])
@@ -131,7 +131,9 @@ def _scores(
     support = support.reshape(-1, *[1] * (right.ndim - 1))
     recall, f1 = right / support, 2 * right / (support + taken)
     accuracy = right.sum(0) / support.sum()
-    auroc = [_auroc(images, place, k, probabilities) for place, k in enumerate(there)]
+    auroc = []
+    if len(there) > 1 and np.isfinite(probabilities).all():
+        auroc = [_auroc(images, place, k, probabilities) for place, k in enumerate(there)]
     return np.stack([accuracy, recall.mean(0), f1.mean(0), *recall, *auroc])
 
 
@@ -141,8 +143,6 @@ def _auroc(images: list[npt.NDArray[np.int64]], place: int, k: int, probabilitie
 
     own = probabilities[images[place], k]
     others = [probabilities[group, k] for other, group in enumerate(images) if other != place]
-    if not others or not np.isfinite(probabilities).all():
-        return np.full(own.shape[:-1], np.nan)
     rest = np.concatenate(others, axis=-1)
     u = mannwhitneyu(own, rest, axis=-1, method="asymptotic").statistic
     found: Array = u / (own.shape[-1] * rest.shape[-1])
