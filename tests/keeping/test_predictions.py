@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import stat
 
@@ -13,7 +14,8 @@ ROWS = [["image", "truth"], ['a, "b".png', "cat"], ["line\nend.png", "ü"]]
 
 
 def test_any_name_comes_back_from_the_table(tmp_path):
-    path = Journal(tmp_path, 3).save_predictions(iter(ROWS))
+    with contextlib.closing(Journal(tmp_path, 3)) as journal:
+        path = journal.save_predictions(iter(ROWS))
     assert path == tmp_path / "peers" / "peer-3.predictions.csv"
     with path.open(encoding="utf-8", newline="") as file:
         assert list(csv.reader(file)) == ROWS
@@ -22,7 +24,8 @@ def test_any_name_comes_back_from_the_table(tmp_path):
 
 
 def test_a_name_that_is_no_text_is_escaped(tmp_path):
-    path = Journal(tmp_path, 0).save_predictions([["caf\udce9.png"]])
+    with contextlib.closing(Journal(tmp_path, 0)) as journal:
+        path = journal.save_predictions([["caf\udce9.png"]])
     assert path.read_text(encoding="utf-8") == "caf\\udce9.png\n"
 
 
@@ -31,7 +34,9 @@ def test_a_table_that_cannot_be_written_is_the_peers_own_fault_and_leaves_no_hal
         yield ROWS[0]
         raise OSError(28, "No space left on device")
 
-    journal = Journal(tmp_path, 0)
-    with pytest.raises(JournalError, match=r"peer-0.predictions.csv cannot be written: No space left"):
+    with (
+        contextlib.closing(Journal(tmp_path, 0)) as journal,
+        pytest.raises(JournalError, match=r"peer-0.predictions.csv cannot be written: No space left"),
+    ):
         journal.save_predictions(rows())
     assert [path.name for path in journal.folder.iterdir()] == ["peer-0.jsonl"]
