@@ -236,6 +236,31 @@ def test_features_have_scores_by_class_too(tmp_path):
     assert len(rows) == 60
 
 
+@pytest.mark.parametrize("algorithm", ["p2pft", "fedavg"])
+def test_in_a_deployment_each_site_keeps_its_own_table_and_only_numbers_cross(algorithm, tmp_path):
+    nodes = [
+        {
+            **{"peer-id": p, "peer-address": f"unix:{tmp_path}/{p}.sock", "insecure": True},
+            "output-dir": str(tmp_path / f"out-{p}"),
+        }
+        for p in range(2)
+    ]
+    for p in range(2):
+        write_features(tmp_path / f"site-{p}.npz")
+    settings = {"model": "none", "tune": "head", "topology": "ring:2", "iterations": 2, "predictions": True}
+    place = {"dataset": f"features:{tmp_path}/site-{{peer}}.npz", "slots": 2, "node_configs": nodes}
+    engine = run_app(tmp_path / "office", algorithm=algorithm, **settings, **place)
+    assert not list((tmp_path / "office").rglob("*.csv"))
+    tables = [[file.name for file in (tmp_path / f"out-{p}").rglob("*.csv")] for p in range(2)]
+    assert tables == [["peer-0.predictions.csv"], ["peer-1.predictions.csv"]]
+    told = read_results(tmp_path / "office")["peers"]
+    assert [p["class_scores"]["classes"]["support"] for p in told] == [[20, 20, 20]] * 2
+    table = next((tmp_path / "out-1").rglob("*.csv"))
+    probability = table_of(table)[1][3]
+    assert len(probability) > 10
+    assert not any(probability in text for text in engine.texts)
+
+
 def test_a_problem_of_ones_own_has_none_and_refuses_to_be_asked(tmp_path):
     run_app(tmp_path, problem=QUADRATICS, topology="ring:2", iterations=2, predictions=True)
     assert [p["class_scores"] for p in read_results(tmp_path)["peers"]] == [None, None]
