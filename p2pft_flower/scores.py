@@ -6,9 +6,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
 
-import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -23,8 +21,6 @@ MOST_CELLS = 200_000
 """Results have confusion matrices if those of all peers together have no more cells than this."""
 
 Labels = npt.NDArray[np.int64]
-
-Ratio = Annotated[float, msgspec.Meta(ge=0, le=1)]
 
 
 @dataclass(frozen=True)
@@ -53,11 +49,11 @@ class ByClass:
     names: tuple[str, ...]
     support: tuple[Count, ...]
     answers: tuple[Count, ...]
-    recall: tuple[Ratio | None, ...]
-    specificity: tuple[Ratio | None, ...]
-    precision: tuple[Ratio | None, ...]
-    auroc: tuple[Ratio | None, ...]
-    average_precision: tuple[Ratio | None, ...]
+    recall: tuple[float | None, ...]
+    specificity: tuple[float | None, ...]
+    precision: tuple[float | None, ...]
+    auroc: tuple[float | None, ...]
+    average_precision: tuple[float | None, ...]
 
 
 @dataclass(frozen=True)
@@ -86,11 +82,11 @@ class ClassScores:
     """
 
     images: Count
-    balanced_accuracy: Ratio
-    macro_f1: Ratio
-    calibration_error: Ratio | None
+    balanced_accuracy: float
+    macro_f1: float
+    calibration_error: float | None
     bins: Count
-    lowest_recall: Ratio
+    lowest_recall: float
     lowest_class: str
     lowest_support: Count
     classes: ByClass | None = None

@@ -120,9 +120,10 @@ def rankings(
     finite = bool(np.isfinite(probabilities).all())
     for k in range(truth.shape[1]):
         some, every = bool(truth[:, k].any()), bool(truth[:, k].all())
-        ordered = probabilities[:, k]
-        auroc.append(float(roc_auc_score(truth[:, k], ordered)) if finite and some and not every else None)
-        precision.append(float(average_precision_score(truth[:, k], ordered)) if finite and some else None)
+        given = (truth[:, k], probabilities[:, k])
+        # Sums that should be 1 can be one rounding above.
+        auroc.append(min(1.0, float(roc_auc_score(*given))) if finite and some and not every else None)
+        precision.append(min(1.0, float(average_precision_score(*given))) if finite and some else None)
     return auroc, precision
 
 

@@ -7,7 +7,8 @@ import pytest
 from sklearn import metrics
 
 from p2pft_flower.learning.class_scores import BINS, balanced_accuracy, calibration_error, class_scores
-from p2pft_flower.scores import MOST_CELLS, MOST_ROWS, has_confusion, has_rows
+from p2pft_flower.scores import MOST_CELLS, MOST_ROWS, ClassScores, has_confusion, has_rows
+from p2pft_flower.typed import decoded, encoded
 
 NAMES = ("ant", "bee", "cat", "dog")
 
@@ -55,6 +56,17 @@ def test_the_calibration_error_is_the_weighted_distance_of_the_bins():
             error += here.mean() * abs(right - confidence[here].mean())
     assert calibration_error(labels, predicted, probabilities) == pytest.approx(error, abs=1e-12)
     assert error > 0.01
+
+
+def test_perfect_answers_score_1_and_no_rounding_above():
+    labels = np.repeat(np.arange(4), 20)
+    probabilities = np.full((80, 4), 0.1)
+    probabilities[np.arange(80), labels] = 0.6 + 0.1 * np.random.default_rng(0).random(80)
+    assert metrics.average_precision_score(labels == 2, probabilities[:, 2]) > 1.0
+    scores = class_scores(labels, labels, probabilities, NAMES)
+    assert set(scores.classes.average_precision) == set(scores.classes.auroc) == {1.0}
+    assert (scores.balanced_accuracy, scores.macro_f1) == (1.0, 1.0)
+    assert decoded(encoded(scores), ClassScores, "a line") == scores
 
 
 def test_a_class_without_a_test_image_has_support_0_and_no_recall():
