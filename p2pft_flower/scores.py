@@ -107,7 +107,7 @@ def confusion(labels: Labels, predicted: Labels, classes: int) -> npt.NDArray[np
     """Return how often images of each class (rows) got each answer (columns), (C, C)."""
     from sklearn.metrics import confusion_matrix
 
-    if not len(labels):
-        return np.zeros((classes, classes), dtype=np.int64)
+    if not len(labels) or classes == 1:  # scikit-learn refuses the one, and warns of the other
+        return np.full((classes, classes), len(labels), dtype=np.int64)
     found: npt.NDArray[np.int64] = confusion_matrix(labels, predicted, labels=np.arange(classes))
     return found

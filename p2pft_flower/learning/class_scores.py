@@ -133,7 +133,7 @@ def _by_class(
     from sklearn.metrics import multilabel_confusion_matrix
 
     every = np.arange(len(names))
-    counts = multilabel_confusion_matrix(labels, predicted, labels=every)
+    counts = multilabel_confusion_matrix(labels, predicted, labels=every).astype(np.int64)
     (true_negative, false_positive), (false_negative, true_positive) = counts.transpose(1, 2, 0)
     auroc, average_precision = rankings(labels[:, None] == every, probabilities)
     return ByClass(

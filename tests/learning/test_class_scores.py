@@ -58,6 +58,21 @@ def test_the_calibration_error_is_the_weighted_distance_of_the_bins():
     assert error > 0.01
 
 
+@pytest.mark.parametrize(
+    ("labels", "predicted", "names"),
+    [([0], [1], NAMES), ([1], [1], NAMES), ([0, 0], [0, 0], NAMES[:1])],
+    ids=str,
+)
+def test_one_image_or_one_class_has_scores_whose_counts_are_whole(labels, predicted, names):
+    probabilities = np.full((len(labels), len(names)), 1 / len(names))
+    scores = class_scores(np.array(labels), np.array(predicted), probabilities, names)
+    counts = [*scores.classes.support, *scores.classes.answers, *(n for row in scores.confusion for n in row)]
+    assert {type(count) for count in counts} == {int}
+    assert sum(scores.classes.support) == len(labels)
+    assert scores.balanced_accuracy == (labels == predicted)
+    assert decoded(encoded(scores), ClassScores, "a line") == scores
+
+
 def test_perfect_answers_score_1_and_no_rounding_above():
     labels = np.repeat(np.arange(4), 20)
     probabilities = np.full((80, 4), 0.1)
