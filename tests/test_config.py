@@ -312,7 +312,7 @@ def test_every_number_has_a_least_and_a_largest_value(key):
 TOGETHER = [
     (
         {"partition": "own"},
-        r"partition = 'own' with dataset = 'digits': give dataset = folder:/path or features:/path with",
+        r"partition = 'own' with dataset = 'digits': give dataset = folder:/path, table:/path or features:/path with",
     ),
     (
         {"dataset": "folder:/s-{peer}", "partition": "iid"},
@@ -320,7 +320,7 @@ TOGETHER = [
     ),
     (
         {"pixel-range": "auto,0:4095"},
-        r"pixel-range = 'auto,0:4095' with dataset = 'digits': one range a peer needs a folder for each",
+        r"pixel-range = 'auto,0:4095' with dataset = 'digits': one range a peer needs a folder or table for each",
     ),
     ({"stream": True}, r"stream = true with dataset = 'digits': only a folder:/path can grow"),
     (

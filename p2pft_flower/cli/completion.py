@@ -40,7 +40,16 @@ EXAMPLES = {
         *("lora:8", "adapter:16", "prompt:10", "prompt-deep:10", "text-prompt:4"),
     ),
     "dataset": (
-        *("digits", "cifar10", "cifar100", "oxford-iiit-pet", "oxford-flowers102", "folder:/", "features:/"),
+        *(
+            "digits",
+            "cifar10",
+            "cifar100",
+            "oxford-iiit-pet",
+            "oxford-flowers102",
+            "folder:/",
+            "table:/",
+            "features:/",
+        ),
     ),
     "text-tower": ("glyph_clip_8", "local-dir:/", "hf-hub:", "ViT-B-32:openai"),
     "prompts": ("a photo of a {}.", "imagenet80"),

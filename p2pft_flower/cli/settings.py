@@ -78,7 +78,7 @@ def _absolute(key: str, value: Any) -> Any:
     if not value or not isinstance(value, str):
         return value
     kind, colon, place = value.partition(":")
-    if key == "dataset" and kind in ("folder", "features"):
+    if key == "dataset" and kind in ("folder", "features", "table"):
         return kind + colon + str(Path(place).expanduser().absolute())
     if key == "text-tower" and kind == "local-dir":
         return kind + colon + str(Path(place).expanduser().absolute())

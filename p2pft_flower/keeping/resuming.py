@@ -63,6 +63,9 @@ FREE_KEYS = frozenset(
 )
 """Run-config keys that may differ when a run goes on: θ does not depend on them."""
 
+PLACES = ("folder", "table", "features")
+"""Beginnings of a ``dataset`` that is a path: the same data may lie elsewhere when a run goes on."""
+
 SHOWN = 12
 """The most differences that an error shows; the others are counted."""
 
@@ -277,11 +280,11 @@ def without_paths(config: Mapping[str, Any]) -> dict[str, Any]:
     -------
     dict
         The keys and values that are left; of files and folders of texts whether they are set; ``dataset =
-        "folder:…"`` or ``"features:…"`` only tells whether each peer has a folder or file of its own.
+        "folder:…"``, ``"table:…"`` or ``"features:…"`` only tells whether each peer has one of its own.
     """
     left = {key: value for key, value in config.items() if key not in PRIVATE_KEYS}
     kind, colon, place = str(left.get("dataset", "")).partition(":")
-    if kind in ("folder", "features"):
+    if kind in PLACES:
         left["dataset"] = kind + colon + ("{peer}" if "{peer}" in place else "")
     for key in ("text-embeddings", "class-names"):  # the model's digest knows what the file holds
         if key in left:
@@ -334,7 +337,7 @@ def data_differences(
     if all(ranges) and ranges[0] != ranges[1] and same_key:
         found.append(f"peer {peer}'s pixel-range: {ranges[0]} in the checkpoint, {ranges[1]} now")
     names = [str(one.get("dataset", "")) for one in (earlier, config)]
-    moved = names[0] != names[1] and all(name.startswith(("folder:", "features:")) for name in names)
+    moved = names[0] != names[1] and all(name.partition(":")[0] in PLACES for name in names)
     if moved and not before.test_digest:
         found.append(
             f"dataset: {names[0]} in the checkpoint, {names[1]} now; the checkpoint does not say by what its "

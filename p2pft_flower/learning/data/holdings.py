@@ -10,10 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import xxhash
 from PIL import Image
 
 from p2pft_flower.config import LearningConfig
 from p2pft_flower.errors import ConfigError, DataError
+from p2pft_flower.learning.data.by_column import BY
 from p2pft_flower.learning.data.class_groups import class_owners
 from p2pft_flower.learning.data.data_digest import images_digest
 from p2pft_flower.learning.data.dataset_names import refuse_data_dir
@@ -131,7 +133,12 @@ class Holdings:
             found = self._sites.dataset
         else:
             found = load_dataset(
-                config.dataset, config.data_dir, download=config.download, verify=config.verify
+                config.dataset,
+                config.data_dir,
+                download=config.download,
+                verify=config.verify,
+                missing_ok=config.bad_images == "skip",
+                untested=config.validation > 0,
             )
             if config.validation:
                 found = held_out(found, config.validation, config.seed)
@@ -144,7 +151,8 @@ class Holdings:
 
     @cached_property
     def _sites(self) -> Sites:
-        return load_sites(self.config.dataset, self.here)
+        config = self.config
+        return load_sites(config.dataset, self.here, config.data_dir, missing_ok=config.bad_images == "skip")
 
     @cached_property
     def surveys(self) -> dict[int | None, Survey]:
@@ -259,7 +267,10 @@ class Holdings:
         ConfigError
             When ``stream`` is set, and class or folder of a new image do not give it to a peer.
         """
-        spec = resolve_partition(self.config.partition, self.config.dataset, self.n, self.classes)
+        config = self.config
+        dealt = not config.sited and config.partition.startswith(("auto", BY))
+        columns = self.dataset.train.columns if dealt else {}
+        spec = resolve_partition(config.partition, config.dataset, self.n, self.classes, columns)
         if self.config.stream and not self.config.sited and not spec.startswith("classes:"):
             raise ConfigError(
                 f"stream = true: with {self.n} peers and {len(self.classes)} classes, partition = auto means "
@@ -282,7 +293,8 @@ class Holdings:
             held = [np.intersect1d(mine.get(p, np.empty(0, dtype=np.int64)), usable) for p in range(self.n)]
             return [p[draw_shots(labels[p], self.config.shots, classes, seed)] for p in held]
         kept = usable[draw_shots(labels[usable], self.config.shots, classes, seed)]
-        parts = partition_images(self.partition_spec, labels[kept], self.n, classes, seed)
+        columns = {name: values[kept] for name, values in self.dataset.train.columns.items()}
+        parts = partition_images(self.partition_spec, labels[kept], self.n, classes, seed, columns)
         return [kept[positions] for positions in parts]
 
     @cached_property
@@ -436,8 +448,16 @@ class Holdings:
 
     @cached_property
     def dealt_digest(self) -> str:
-        """Digest of the training images that are dealt out; it must be the same on all machines."""
-        return images_digest(self.dataset.train, self._usable, self.classes)
+        """Digest of the training images that are dealt out; it must be the same on all machines.
+
+        If a column deals them out, whose each image is counts, too.
+        """
+        found = images_digest(self.dataset.train, self._usable, self.classes)
+        if not self.partition_spec.startswith(BY):
+            return found
+        return xxhash.xxh3_128(
+            found.encode() + b"".join(share.tobytes() for share in self.shares)
+        ).hexdigest()
 
     def test_digest(self, peer: int) -> str:
         """Return the digest of the images on which ``peer`` is scored."""

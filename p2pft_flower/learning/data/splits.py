@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -46,6 +46,9 @@ class Split:
     vectors : (N, D) float32 array, optional
         If given, there are no images: each sample is a row, which a model made elsewhere
         (:mod:`~p2pft_flower.learning.data.feature_files`).
+    columns : mapping of str to (N,) array of str
+        What the source tells of each image besides its class, by the column's name, for ``partition =
+        by:COLUMN``.
     """
 
     labels: npt.NDArray[np.int64]
@@ -56,6 +59,7 @@ class Split:
     pixels: Pixels | None = field(default_factory=Pixels)
     called: str = ""
     vectors: npt.NDArray[np.float32] | None = None
+    columns: Mapping[str, npt.NDArray[np.object_]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -154,6 +158,7 @@ class Split:
             content=content and (lambda index: content(int(positions[index]))),
             files=self.files and [self.files[position] for position in positions],
             look=look and (lambda index: look(int(positions[index]))),
+            columns={name: values[positions] for name, values in self.columns.items()},
         )
 
     @classmethod
