@@ -222,7 +222,7 @@ def _check_runtime(config: RunConfig, graph: Graph, *, here: bool, pooled: bool)
         )
 
 
-_OWN_TO_A_RUN = ("extend", "output-dir", "preflight-only", "resume")
+_OWN_TO_A_RUN = ("data-changed", "extend", "output-dir", "preflight-only", "resume")
 """Keys that a resumed run does not take from the earlier run."""
 
 

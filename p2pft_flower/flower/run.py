@@ -14,7 +14,7 @@ from p2pft_flower.algorithms.codecs import make_codec
 from p2pft_flower.algorithms.compression import codec_step
 from p2pft_flower.config import LearningConfig, MethodConfig, RunConfig
 from p2pft_flower.errors import ConfigError, printable
-from p2pft_flower.facts import KnownImages, PeerFacts, ResumedFrom
+from p2pft_flower.facts import ChangedData, KnownImages, PeerFacts, ResumedFrom
 from p2pft_flower.flower.nodes import HostAssignment, RunFailedError
 from p2pft_flower.flower.unlike import unlike
 from p2pft_flower.keeping.lines import Failed, Outcome
@@ -99,6 +99,8 @@ class Run:
     """Numbers of a sample, of a dataset of features; 0 of images."""
     known: dict[int, KnownImages] = field(default_factory=dict)
     """Digests that recognise each peer's images, as far as the answers have them."""
+    changed: dict[int, ChangedData] = field(default_factory=dict)
+    """The changes of the peers' images with which the run goes on; of no other peer."""
     certified: bool = False
     """Whether the peers have certificates."""
     site_names: dict[int, str] = field(default_factory=dict)
@@ -169,7 +171,7 @@ class Run:
         """Return the facts of a peer that results have besides its scores."""
         name = "all" if self.pooled else self.names.get(peer, str(peer))
         known = self.known.get(peer, KnownImages(self.images[peer]))
-        return PeerFacts(name, tuple(self.classes[peer]), known)
+        return PeerFacts(name, tuple(self.classes[peer]), known, data_changed=self.changed.get(peer))
 
 
 def plan_run(

@@ -15,9 +15,10 @@ from PIL import Image
 
 from p2pft_flower.config import LearningConfig
 from p2pft_flower.errors import ConfigError, DataError
+from p2pft_flower.facts import ListedImage
 from p2pft_flower.learning.data.by_column import BY
 from p2pft_flower.learning.data.class_groups import class_owners
-from p2pft_flower.learning.data.data_digest import images_digest
+from p2pft_flower.learning.data.data_digest import images_digest, listed_images
 from p2pft_flower.learning.data.dataset_names import refuse_data_dir
 from p2pft_flower.learning.data.datasets import load_dataset
 from p2pft_flower.learning.data.held_out import held_out
@@ -112,6 +113,7 @@ class Holdings:
         self.unreadable = 0
         self._classes = classes
         self._streams: dict[int, ImageStream] = {}
+        self._seen: dict[str, dict[int, bytes]] = {"train": {}, "test": {}}
         check_ranges(config, n)
         if pooled and config.sited and peers is not None:
             raise ConfigError(
@@ -437,14 +439,30 @@ class Holdings:
         """Return ``peer``'s share of the images, in numbers and digests."""
         train, mine = self.dataset.train, self.partition[peer]
         labels = np.unique(train.labels[mine])
-        untold = self.config.stream or self.config.dp_clip
         return PeerData(
             len(mine),
             tuple(self.dataset.classes[c] for c in labels),
-            "" if untold else images_digest(train, mine, self.classes),
+            "" if self._untold else images_digest(train, mine, self.classes, self._seen["train"]),
             self.test_digest(peer),
             self.config.pixel_range if self.pooled else self.config.pixel_range_of(peer),
         )
+
+    @property
+    def _untold(self) -> bool:
+        """Whether nothing is told of the training images but their number."""
+        return self.config.stream or self.config.dp_clip > 0
+
+    def listed(self, peer: int) -> tuple[tuple[ListedImage, ...] | None, tuple[ListedImage, ...] | None]:
+        """Return the training images of ``peer``, and those on which it is scored, as lists.
+
+        None for images without files, and for training images of which only the number is told.
+        """
+        data, seen = self.dataset, self._seen
+        own = self.config.sited and not self.pooled
+        test = self.tests[peer] if own else self.test_positions
+        mine = self.partition[peer]
+        train = None if self._untold else listed_images(data.train, mine, self.classes, seen["train"])
+        return train, listed_images(data.test, test, self.classes, seen["test"])
 
     @cached_property
     def dealt_digest(self) -> str:
@@ -452,7 +470,7 @@ class Holdings:
 
         If a column deals them out, whose each image is counts, too.
         """
-        found = images_digest(self.dataset.train, self._usable, self.classes)
+        found = images_digest(self.dataset.train, self._usable, self.classes, self._seen["train"])
         if not self.partition_spec.startswith(BY):
             return found
         return xxhash.xxh3_128(
@@ -462,12 +480,12 @@ class Holdings:
     def test_digest(self, peer: int) -> str:
         """Return the digest of the images on which ``peer`` is scored."""
         if self.config.sited and not self.pooled:
-            return images_digest(self.dataset.test, self.tests[peer], self.classes)
+            return images_digest(self.dataset.test, self.tests[peer], self.classes, self._seen["test"])
         return self._test_digest
 
     @cached_property
     def _test_digest(self) -> str:
-        return images_digest(self.dataset.test, self.test_positions, self.classes)
+        return images_digest(self.dataset.test, self.test_positions, self.classes, self._seen["test"])
 
 
 def _with_pixels(data: Dataset, pixels: Pixels) -> Dataset:
