@@ -107,6 +107,7 @@ OTHER = {
     "codec": "q4",
     "codec-step": 0.7,
     "data-changed": "accept",
+    "max-megapixels": 250.0,
     "schedule-graph": "base:2",
     "pipelined": True,
     "problem": "my_module:my_problem",

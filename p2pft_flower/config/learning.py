@@ -148,6 +148,9 @@ class LearningConfig:
     bad_images : {"refuse", "skip"}
         Whether an image that cannot be read ends the run, which names the first (``refuse``), or is searched
         for before the run, left out and named in a warning (``skip``).
+    max_megapixels : float
+        The largest images, in millions of pixels; 0: Pillow's own limit, 178.9. A larger one cannot be read
+        (``bad_images``): a small file can claim more pixels than the memory holds.
     augment : str
         ``none``, ``basic`` (timm's random resized crop and horizontal flip), or one of timm's
         auto-augmentations on top of ``basic``, such as ``rand-m9-mstd0.5-inc1``. Training images only; their
@@ -200,6 +203,7 @@ class LearningConfig:
     stream: bool = False
     pixel_range: str = "auto"
     bad_images: str = "refuse"
+    max_megapixels: float = 0.0
     augment: str = "none"
     batch_size: int = 32
     dp_clip: float = 0.0

@@ -125,6 +125,7 @@ WRONG = {
     "data-dir, incomplete": ("dataset=cifar100 data-dir=some", "/some/cifar-100-python lacks test, meta"),
     "data-dir, ignored": ("data-dir=some", "data-dir = '.*some': dataset = 'digits' does not read it"),
     "data-dir, of a folder": ("dataset=folder:whole data-dir=some", "it names its place itself"),
+    "max-megapixels": ("max-megapixels=-1", "max-megapixels = -1.0: must be a number from 0 to 1000000"),
     "data-changed": ("data-changed=yes", "data-changed = 'yes': must be one of refuse, accept"),
     "partition": ("partition=classes:0-4,5-9", "names 2 groups of classes for 4 peers"),
     "partition, classes": ("partition=classes:0,1,2,3-10", "class 10 does not exist; classes are 0-9"),

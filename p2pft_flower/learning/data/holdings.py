@@ -27,6 +27,7 @@ from p2pft_flower.learning.data.partitions import Partition, draw_shots, partiti
 from p2pft_flower.learning.data.pixels import Pixels, Range
 from p2pft_flower.learning.data.readable import require_readable, unreadable_images
 from p2pft_flower.learning.data.sites import Sites, load_sites
+from p2pft_flower.learning.data.sizes import allow
 from p2pft_flower.learning.data.splits import Dataset, Split
 from p2pft_flower.learning.data.streams import ImageStream, StreamPart
 from p2pft_flower.learning.data.survey import Statistics, Survey, statistics_of, survey
@@ -111,6 +112,7 @@ class Holdings:
         self.config, self.n, self.pooled = config, n, pooled
         self.here = tuple(range(n)) if peers is None else tuple(peers)
         self.unreadable = 0
+        self._most = allow(config.max_megapixels)
         self._classes = classes
         self._streams: dict[int, ImageStream] = {}
         self._seen: dict[str, dict[int, bytes]] = {"train": {}, "test": {}}
@@ -141,7 +143,7 @@ class Holdings:
                 verify=config.verify,
                 missing_ok=config.bad_images == "skip",
                 untested=config.validation > 0,
-            )
+            ).within(self._most)
             if config.validation:
                 found = held_out(found, config.validation, config.seed)
         if self._classes is not None and tuple(self._classes) != found.classes:
@@ -154,7 +156,9 @@ class Holdings:
     @cached_property
     def _sites(self) -> Sites:
         config = self.config
-        return load_sites(config.dataset, self.here, config.data_dir, missing_ok=config.bad_images == "skip")
+        return load_sites(
+            config.dataset, self.here, config.data_dir, missing_ok=config.bad_images == "skip"
+        ).within(self._most)
 
     @cached_property
     def surveys(self) -> dict[int | None, Survey]:
@@ -227,7 +231,7 @@ class Holdings:
         return replace(self._sites, folders=folders).dataset
 
     @staticmethod
-    def picture_of(file: Path, window: Range | None) -> Image.Image:
+    def picture_of(file: Path, window: Range | None, most: int | None = None) -> Image.Image:
         """Return an image file from outside the dataset as a picture.
 
         Parameters
@@ -236,6 +240,8 @@ class Holdings:
             The file.
         window : (float, float) or None
             The values that stand for black and for white in deep samples; None: those that the file declares.
+        most : int, optional
+            The most pixels of the image.
 
         Raises
         ------
@@ -246,7 +252,7 @@ class Holdings:
         """
         if file.exists() and not file.is_file():  # reading a pipe would block
             raise DataError(f"{file}: not a readable image (no regular file)")
-        alone = Split.of_files([file], np.zeros(1, dtype=np.int64))
+        alone = Split.of_files([file], np.zeros(1, dtype=np.int64), most)
         return replace(alone, pixels=survey([alone], window, f"{file}'s").pixels).picture(0)
 
     def statistics(self, peer: int) -> Statistics | None:
@@ -433,7 +439,7 @@ class Holdings:
         every = np.arange(len(self.classes))
         if not self.config.sited:
             every = np.flatnonzero(class_owners(self.partition_spec, self.n, self.classes) == peer)
-        return StreamPart(Path(path).expanduser() / "train", every, self._pixels(peer))
+        return StreamPart(Path(path).expanduser() / "train", every, self._pixels(peer), self._most)
 
     def data(self, peer: int) -> PeerData:
         """Return ``peer``'s share of the images, in numbers and digests."""

@@ -41,6 +41,10 @@ class Sites:
         classes = next(iter(self.folders.values())).classes
         return Dataset(self.name, classes, Split.joined(train), Split.joined(test))
 
+    def within(self, most: int) -> Sites:
+        """Return the sites with ``most`` as the most pixels of an image."""
+        return Sites(self.name, {peer: data.within(most) for peer, data in self.folders.items()})
+
     @property
     def train(self) -> dict[int, npt.NDArray[np.int64]]:
         """The positions of each peer's images in the dataset's training split, by peer."""
