@@ -109,7 +109,7 @@ class _Facts:
     """Facts of this machine's peers and their images, in numbers and names only."""
 
     data: dict[int, dict[str, Any]]
-    """Fields of :class:`~p2pft_flower.learning.data.holdings.PeerData`, by peer."""
+    """Fields of :class:`~p2pft_flower.learning.data.peer_data.PeerData`, by peer."""
     partition: str
     """The run-config's ``partition``, with ``auto`` resolved."""
     classes: tuple[str, ...]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from p2pft_flower.learning.data.datasets import load_dataset
 from p2pft_flower.learning.data.held_out import held_out
 from p2pft_flower.learning.data.names import some_names
 from p2pft_flower.learning.data.partitions import Partition, draw_shots, partition_images, resolve_partition
+from p2pft_flower.learning.data.peer_data import PeerData
 from p2pft_flower.learning.data.pixels import Pixels, Range
 from p2pft_flower.learning.data.readable import require_readable, unreadable_images
 from p2pft_flower.learning.data.sites import Sites, load_sites
@@ -33,35 +34,9 @@ from p2pft_flower.learning.data.streams import ImageStream, StreamPart
 from p2pft_flower.learning.data.survey import Statistics, Survey, statistics_of, survey
 from p2pft_flower.learning.settings import check_ranges
 
-__all__ = ["Holdings", "PeerData"]
+__all__ = ["Holdings"]
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class PeerData:
-    """A peer's share of the images, in numbers only.
-
-    Attributes
-    ----------
-    images : int
-        Number of training images.
-    classes : tuple of str
-        Names of the classes of which the peer holds at least one training image.
-    train_digest : str
-        Digest of the training images; empty if they may change (``stream``), or if nothing may be revealed
-        of them (``dp_clip``).
-    test_digest : str
-        Digest of the images on which the peer is scored.
-    pixel_range : str
-        The sample values that stand for black and for white, as the run-config or the site gives them.
-    """
-
-    images: int
-    classes: tuple[str, ...]
-    train_digest: str = ""
-    test_digest: str = ""
-    pixel_range: str = ""
 
 
 class Holdings:
