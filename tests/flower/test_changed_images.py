@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from p2pft_flower.cli.settings import settings_of_resumed
 from p2pft_flower.errors import P2PFTError
 from p2pft_flower.facts import ListedImage
 from p2pft_flower.host.training import TRACE
@@ -92,6 +93,10 @@ def test_it_goes_on_with_them_if_that_is_accepted_and_results_and_log_tell_it(ki
     assert results["config"]["data-changed"] == "accept"
     anew_results = collect_results(find_peers([tmp_path / "on"]))
     assert anew_results["peers"] == results["peers"]
+    started = settings_of_resumed(
+        {"resume": str(tmp_path / "on"), "extend": True, "iterations": 9}, simulated=True
+    )
+    assert "data-changed" not in started  # it was said of the changes until then
     # From here on these are its images: it is resumed with them, and with no others.
     resume = interrupted(tmp_path / "on", tmp_path / "again", after=2)
     run_app(tmp_path / "third", **killed | {"resume": resume})

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +37,9 @@ TRAIN, TEST = ("train", "training"), ("test", "testing")
 """The words in a split's column, in capitals or not."""
 
 _DELIMITERS = (",", ";", "\t")
+
+_COLUMN = re.compile(r"[\w .()/-]{1,40}")
+"""The name of a column, as messages tell it."""
 
 _UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 
@@ -222,10 +226,11 @@ class _Rows:
         """
         found = next((name for name in names if name in self.header), "")
         if needed and not found:
-            there = some_names([name for name in self.header if name]) or "none"
+            # The setting may name any file of this machine: only what can be a column is told of it.
+            there = some_names([name for name in self.header if _COLUMN.fullmatch(name)]) or "none"
             raise DataError(
                 f"{self._file}, line 1: no column {' or '.join(names)}; the first line names the columns: "
-                f"it has {there}{did_you_mean(names[0], self.header)}"
+                f"it has {there}{did_you_mean(names[0], filter(_COLUMN.fullmatch, self.header))}"
             )
         return found
 

@@ -194,6 +194,15 @@ def test_a_fault_of_a_table_is_told_with_file_and_line(fault, labels):
         read(write(labels.parent, rows, header))
 
 
+def test_little_is_told_of_a_file_that_is_no_table(tmp_path):
+    """Whoever sets the dataset may not read any file of a site by its error."""
+    secret = tmp_path / "secret"
+    secret.write_text("admin:x:0:0,key=abc,zzz\tmore\n")
+    with pytest.raises(DataError, match="no column image") as raised:
+        read(secret)
+    assert not [word for word in ("admin", "abc", "more") if word in str(raised.value)]
+
+
 def test_a_table_in_another_encoding_is_refused_with_the_line(labels):
     with pytest.raises(DataError, match=r"line 3: not UTF-8 \(byte 0xe9\); save the table as CSV in UTF-8"):
         read(write(labels.parent, changed(3, "images/cat-1.png,café,train,x"), encoding="latin-1"))
@@ -348,6 +357,11 @@ def test_a_deployment_of_tables_gives_the_simulations_scores(sites, tmp_path):
     ]
     run_app(tmp_path / "d", slots=2, node_configs=nodes, **settings)
     simulated, deployed = read_results(tmp_path / "s"), read_results(tmp_path / "d")
+    done = invoke("evaluate", str(tmp_path / "s"), "--json")
+    assert done.exit_code == 0, done.stderr
+    assert [(line["images"], line["accuracy"]) for line in json.loads(done.stdout)] == [
+        (images, peer["accuracy"]) for images, peer in zip((4, 2), simulated["peers"], strict=True)
+    ]
     for a, b in zip(simulated["peers"], deployed["peers"], strict=True):
         for key in ("images", "classes", "accuracy", "loss"):
             assert a[key] == b[key], key
