@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from p2pft_flower.algorithms.objective import OBJECTIVES
 from p2pft_flower.config import (
     CHOICES,
+    DATA_CHANGED,
     TRANSPORTS,
     LearningConfig,
     MethodConfig,
@@ -61,6 +62,7 @@ def test_the_few_values_that_a_docstring_names_are_those_that_are_taken():
     named = {key.name: key.choices for concern in CONCERNS for key in keys_of(concern) if key.choices}
     taken = {key.replace("_", "-"): tuple(filter(None, choices)) for key, choices in CHOICES.items()}
     taken |= {"objective": OBJECTIVES, "transport": TRANSPORTS, "on-failure": ON_FAILURE}
+    taken |= {"data-changed": DATA_CHANGED}
     assert {key: set(choices) for key, choices in named.items()} == {k: set(v) for k, v in taken.items()}
 
 
@@ -104,6 +106,8 @@ OTHER = {
     "algorithm-options": "local-steps=8",
     "codec": "q4",
     "codec-step": 0.7,
+    "data-changed": "accept",
+    "max-megapixels": 250.0,
     "schedule-graph": "base:2",
     "pipelined": True,
     "problem": "my_module:my_problem",
@@ -313,7 +317,7 @@ def test_every_number_has_a_least_and_a_largest_value(key):
 TOGETHER = [
     (
         {"partition": "own"},
-        r"partition = 'own' with dataset = 'digits': give dataset = folder:/path or features:/path with",
+        r"partition = 'own' with dataset = 'digits': give dataset = folder:/path, table:/path or",
     ),
     (
         {"dataset": "folder:/s-{peer}", "partition": "iid"},
@@ -321,7 +325,7 @@ TOGETHER = [
     ),
     (
         {"pixel-range": "auto,0:4095"},
-        r"pixel-range = 'auto,0:4095' with dataset = 'digits': one range a peer needs a folder for each",
+        r"pixel-range = 'auto,0:4095' with dataset = 'digits': one range a peer needs a folder or table",
     ),
     ({"stream": True}, r"stream = true with dataset = 'digits': only a folder:/path can grow"),
     (

@@ -111,11 +111,14 @@ class LearningConfig:
     dataset : str
         ``digits``, ``cifar10``, ``cifar100``, ``oxford-iiit-pet``, ``oxford-flowers102``, ``folder:/path``
         (train/ and test/ with a folder a class), ``folder:/path-{peer}`` (a folder for each peer, by its
-        number), ``features:/path.npz`` or ``.safetensors`` (vectors that a model made elsewhere,
-        docs/features.md; with ``{peer}`` a file for each peer), or ``my_module:my_dataset``.
+        number), ``table:/path.csv`` (a row an image, with columns ``image``, ``label`` and ``split``,
+        docs/clinical-data.md; with ``{peer}`` a table for each peer), ``features:/path.npz`` or
+        ``.safetensors`` (vectors that a model made elsewhere, docs/features.md; with ``{peer}`` a file for
+        each peer), or ``my_module:my_dataset``.
     data_dir : str
-        The folder of torchvision's folders (``cifar-10-batches-py``, …); empty: ``$P2PFT_HOME/data``.
-        Datasets of the user's own are given this folder, too.
+        The folder of torchvision's folders (``cifar-10-batches-py``, …); empty: ``$P2PFT_HOME/data``. Of a
+        table the folder from which its paths lead to images; empty: the table's own. Datasets of the user's
+        own are given this folder, too.
     download : bool
         Whether torchvision may fetch a dataset that is not there.
     verify : bool
@@ -128,8 +131,10 @@ class LearningConfig:
     shots : int
         Number of training images of each class, drawn by ``seed`` before they are dealt out; 0: all.
     partition : str
-        ``auto`` (``own`` if there is a folder for each peer, Table 1's classes if the paper gives them, else
-        disjoint classes, else ``dirichlet:0.5``), ``classes:0-1,2-3,4-6,7-9`` (positions) or
+        ``auto`` (``own`` if there is a folder for each peer, ``by:peer`` or ``by:site`` if a table has such a
+        column, Table 1's classes if the paper gives them, else disjoint classes, else ``dirichlet:0.5``),
+        ``by:COLUMN`` (a table's rows with one value of the column each; ``by:center=B,A`` gives the values
+        in the peers' order, which is else their natural order), ``classes:0-1,2-3,4-6,7-9`` (positions) or
         ``classes:cat+dog,"a, b"`` (names; docs/images.md), ``iid``, ``dirichlet:ALPHA``, ``shards:K`` (K
         classes a peer), ``own`` (a folder or file for each peer), or ``my_module:my_partition``.
     stream : bool
@@ -143,6 +148,9 @@ class LearningConfig:
     bad_images : {"refuse", "skip"}
         Whether an image that cannot be read ends the run, which names the first (``refuse``), or is searched
         for before the run, left out and named in a warning (``skip``).
+    max_megapixels : float
+        The largest images, in millions of pixels; 0: Pillow's own limit, 178.9. A larger one cannot be read
+        (``bad_images``): a small file can claim more pixels than the memory holds.
     augment : str
         ``none``, ``basic`` (timm's random resized crop and horizontal flip), or one of timm's
         auto-augmentations on top of ``basic``, such as ``rand-m9-mstd0.5-inc1``. Training images only; their
@@ -195,6 +203,7 @@ class LearningConfig:
     stream: bool = False
     pixel_range: str = "auto"
     bad_images: str = "refuse"
+    max_megapixels: float = 0.0
     augment: str = "none"
     batch_size: int = 32
     dp_clip: float = 0.0
@@ -223,8 +232,8 @@ class LearningConfig:
 
     @property
     def sited(self) -> bool:
-        """Whether each peer has a folder of images, or a file of features, of its own."""
-        return self.dataset.startswith(("folder:", "features:")) and "{peer}" in self.dataset
+        """Whether each peer has a folder or table of images, or a file of features, of its own."""
+        return self.dataset.startswith(("folder:", "features:", "table:")) and "{peer}" in self.dataset
 
     @property
     def of_features(self) -> bool:
@@ -285,18 +294,19 @@ class LearningConfig:
         if self.sited and self.partition not in ("auto", "own"):
             raise ConfigError(
                 f"partition = {self.partition!r} with dataset = {self.dataset!r}: each peer has "
-                f"{'a file' if self.of_features else 'a folder'} of its own, so nothing is dealt out; choose "
-                "auto or own"
+                f"{'a folder' if self.dataset.startswith('folder:') else 'a file'} of its own, so nothing is "
+                "dealt out; choose auto or own"
             )
         if self.partition == "own" and not self.sited:
             raise ConfigError(
-                f"partition = 'own' with dataset = {self.dataset!r}: give dataset = folder:/path or "
-                "features:/path with {peer} in it, as folder:/data/site-{peer}"
+                f"partition = 'own' with dataset = {self.dataset!r}: give dataset = folder:/path, "
+                "table:/path or features:/path with {peer} in it, as folder:/data/site-{peer}"
             )
         if len(self.pixel_ranges) > 1 and not self.sited:
             raise ConfigError(
                 f"pixel-range = {self.pixel_range!r} with dataset = {self.dataset!r}: one range a peer needs "
-                "a folder for each peer (dataset = folder:/path with {peer} in it); give one for all images"
+                "a folder or table for each peer (dataset = folder:/path with {peer} in it); give one for "
+                "all images"
             )
         for key, value in (("dp-noise", self.dp_noise), ("dp-delta", self.dp_delta)):
             if value and not self.dp_clip:

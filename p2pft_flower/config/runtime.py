@@ -13,6 +13,7 @@ __all__ = ["TRANSPORTS", "RuntimeConfig"]
 
 TRANSPORTS = ("auto", "memory", "grpc")
 ON_FAILURE = ("continue", "wait", "stop")
+DATA_CHANGED = ("refuse", "accept")
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,9 @@ class RuntimeConfig:
         none, a new run.
     extend : bool
         Whether a run that is resumed may be longer than before.
+    data_changed : {"refuse", "accept"}
+        Whether a run whose peers' images have changed is not resumed, with an error that says which
+        (``refuse``), or goes on with the images that are there now, which ``results.json`` tells.
     preflight_only : bool
         Whether to look at every peer and link of a deployment, print the findings, and stop before the first
         gradient.
@@ -127,6 +131,7 @@ class RuntimeConfig:
     checkpoints_kept: int = 2
     resume: str = ""
     extend: bool = False
+    data_changed: str = "refuse"
     preflight_only: bool = False
     observer_address: str = ""
     tensorboard: bool = False
@@ -166,6 +171,12 @@ class RuntimeConfig:
         require(self.transport in TRANSPORTS, "transport", self.transport, f"one of {', '.join(TRANSPORTS)}")
         require(
             self.on_failure in ON_FAILURE, "on-failure", self.on_failure, f"one of {', '.join(ON_FAILURE)}"
+        )
+        require(
+            self.data_changed in DATA_CHANGED,
+            "data-changed",
+            self.data_changed,
+            f"one of {', '.join(DATA_CHANGED)}",
         )
         host, _, port = self.observer_address.rpartition(":")
         require(

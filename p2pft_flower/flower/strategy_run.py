@@ -47,7 +47,7 @@ def run_strategy(grid: Grid, run: Run) -> dict[str, Any]:
     workload = Workload(run.config.learning, n, classes=run.class_names, width=run.width)
     progress = Progress(n, run.iterations, lambda line: log.info("%s", line))
     keeper = RoundKeeper(run, steps, workload.model_digest)
-    run = replace(run, resume=keeper.resume)
+    run = replace(run, resume=keeper.resume, changed=keeper.changed)
     watched = WatchedRun(
         run=run.id,
         name=run.config.runtime.name,

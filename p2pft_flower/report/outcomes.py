@@ -210,6 +210,7 @@ def _facts_of(peer: int, about: PeerFacts) -> dict[str, Any]:
         "name": about.name,
         "classes": list(about.classes),
         "images": about.known.images,
+        "data_changed": plain(about.data_changed),
     }
 
 

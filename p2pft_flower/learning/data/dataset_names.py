@@ -7,9 +7,12 @@ from pathlib import Path
 
 from p2pft_flower.errors import ConfigError, DataError, did_you_mean
 from p2pft_flower.learning.data.array_files import SUFFIXES
+from p2pft_flower.learning.data.by_column import Columns
 from p2pft_flower.learning.data.feature_files import feature_classes, require_feature_file
 from p2pft_flower.learning.data.images import folders_in
 from p2pft_flower.learning.data.names import in_order, some_names
+from p2pft_flower.learning.data.table_files import SUFFIXES as TABLES
+from p2pft_flower.learning.data.table_files import read_table, table_classes, table_columns
 from p2pft_flower.learning.data.torchvision_folders import FOLDERS, require_folder
 from p2pft_flower.plugins import is_reference
 
@@ -17,9 +20,11 @@ __all__ = [
     "BUILT_IN",
     "FEATURES",
     "FOLDER",
+    "TABLE",
     "TORCHVISION",
     "check_dataset_name",
     "classes_of",
+    "columns_of",
     "reads_data_dir",
     "refuse_data_dir",
     "require_data",
@@ -39,6 +44,12 @@ FEATURES = "features:"
 """The beginning of a ``dataset`` of features that were made elsewhere; the file's path follows."""
 
 
+TABLE = "table:"
+"""The beginning of a ``dataset`` that is a table of images; the path of the CSV follows."""
+
+_PLACES = (FOLDER, FEATURES, TABLE)
+
+
 def check_dataset_name(name: str) -> None:
     """Refuse an unknown dataset.
 
@@ -53,7 +64,7 @@ def check_dataset_name(name: str) -> None:
         When the dataset is unknown; the message gives the nearest name and the choices.
     """
     known = [*BUILT_IN, *TORCHVISION]
-    if name.startswith((FOLDER, FEATURES)) and name not in (FOLDER, FEATURES):
+    if name.startswith(_PLACES) and name not in _PLACES:
         return
     if name in known or is_reference(name):
         return
@@ -63,15 +74,19 @@ def check_dataset_name(name: str) -> None:
         nearest = f"; did you mean 'folder:{name}'?"
     elif Path(name).suffix in SUFFIXES:
         nearest = f"; did you mean 'features:{name}'?"
+    elif Path(name).suffix in TABLES:
+        nearest = f"; did you mean 'table:{name}'?"
     raise ConfigError(
-        f"dataset = {name!r} is unknown; choose one of {', '.join(known)}, folder:/path, features:/path, "
-        f"my_module:my_dataset{nearest}"
+        f"dataset = {name!r} is unknown; choose one of {', '.join(known)}, folder:/path, table:/path, "
+        f"features:/path, my_module:my_dataset{nearest}"
     )
 
 
 def reads_data_dir(dataset: str) -> bool:
     """Return whether ``dataset`` uses the run-config's ``data-dir``."""
-    return dataset in TORCHVISION or (is_reference(dataset) and not dataset.startswith((FOLDER, FEATURES)))
+    if dataset.startswith(_PLACES):
+        return dataset.startswith(TABLE)
+    return dataset in TORCHVISION or is_reference(dataset)
 
 
 def refuse_data_dir(dataset: str, data_dir: str, where: str = "") -> None:
@@ -95,7 +110,8 @@ def refuse_data_dir(dataset: str, data_dir: str, where: str = "") -> None:
     remedy = (
         f"it names its place itself: give dataset = {kind}/other/path"
         if kind
-        else f"leave it out, or choose one of {', '.join(TORCHVISION)} or my_module:my_dataset, which read it"
+        else f"leave it out, or choose one of {', '.join(TORCHVISION)}, table:/path or "
+        "my_module:my_dataset, which read it"
     )
     raise ConfigError(f"data-dir = {data_dir!r}{where}: dataset = {dataset!r} does not read it; {remedy}")
 
@@ -137,13 +153,13 @@ def classes_of(dataset: str) -> tuple[str, ...] | None:
     Parameters
     ----------
     dataset : str
-        The run-config's ``dataset``; if it is a folder, the folder must exist. With a folder for each peer
-        the result is None.
+        The run-config's ``dataset``; if it is a folder or file, it must exist. With one for each peer the
+        result is None.
 
     Raises
     ------
     DataError
-        When the folder may not be read.
+        When the folder or file may not be read.
     """
     if dataset in BUILT_IN:
         return tuple(str(digit) for digit in range(10))
@@ -151,7 +167,27 @@ def classes_of(dataset: str) -> tuple[str, ...] | None:
         return tuple(in_order(folders_in(Path(dataset.removeprefix(FOLDER)).expanduser() / "train")[0]))
     if dataset.startswith(FEATURES) and "{peer}" not in dataset:
         return feature_classes(dataset.removeprefix(FEATURES))
+    if dataset.startswith(TABLE) and "{peer}" not in dataset:
+        return table_classes(dataset.removeprefix(TABLE))
     return None
+
+
+def columns_of(dataset: str) -> Columns | None:
+    """Return the columns of a dataset's training images if they are known without reading images, else None.
+
+    Parameters
+    ----------
+    dataset : str
+        The run-config's ``dataset``, without ``{peer}``; if it is a table, its file must exist.
+
+    Raises
+    ------
+    DataError
+        When the table cannot be read.
+    """
+    if dataset.startswith(TABLE):
+        return table_columns(dataset.removeprefix(TABLE))
+    return {} if dataset in (*BUILT_IN, *TORCHVISION) or dataset.startswith(_PLACES) else None
 
 
 def require_data(dataset: str, data_dir: str, *, download: bool, peers: Sequence[int]) -> None:
@@ -173,14 +209,22 @@ def require_data(dataset: str, data_dir: str, *, download: bool, peers: Sequence
     """
     if dataset in TORCHVISION and not download:
         require_folder(dataset, data_dir)
-    elif dataset.startswith((FOLDER, FEATURES)):
+    elif dataset.startswith(_PLACES):
         kind, _, place = dataset.partition(":")
         if "{peer}" not in place:
-            require_parts(place) if kind == "folder" else require_feature_file(place)
+            _require_place(kind, place, site=False)
             return
         for peer in peers:
-            own = place.replace("{peer}", str(peer))
             try:
-                require_parts(own, site=True) if kind == "folder" else require_feature_file(own)
+                _require_place(kind, place.replace("{peer}", str(peer)), site=True)
             except DataError as error:
                 raise DataError(f"peer {peer}: {error}") from error
+
+
+def _require_place(kind: str, place: str, *, site: bool) -> None:
+    if kind == "folder":
+        require_parts(place, site=site)
+    elif kind == "features":
+        require_feature_file(place)
+    else:
+        read_table(place)

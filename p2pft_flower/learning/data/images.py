@@ -27,6 +27,7 @@ __all__ = [
     "identity",
     "is_hidden",
     "looks_hidden",
+    "picture_suffixes",
 ]
 
 SPECIAL = "pipe, socket or device"
@@ -202,7 +203,7 @@ def _add_file(entry: os.DirEntry[str], found: Listing) -> None:
     suffix = file.suffix.lower()
     if _is_special(entry):
         found.others[SPECIAL] += 1
-    elif suffix in _suffixes():
+    elif suffix in picture_suffixes():
         found.files.append(file)
     else:
         found.others[suffix] += 1
@@ -216,7 +217,8 @@ def _is_special(entry: os.DirEntry[str]) -> bool:
 
 
 @cache
-def _suffixes() -> frozenset[str]:
+def picture_suffixes() -> frozenset[str]:
+    """Return the suffixes, in lower case, of files that are pictures."""
     kinds = formats()  # fills the registry
     return frozenset(suffix for suffix, kind in Image.registered_extensions().items() if kind in kinds)
 

@@ -145,7 +145,7 @@ def as_source(source: object) -> Image.Image | Samples:
             # Not loaded yet, so unchanged; Pillow by itself would drop bits and signs.
             at = source.fp.tell()
             try:
-                return decode_stream(source.fp, source.tell())
+                return decode_stream(source.fp, source.tell())  # Pillow has checked its size
             finally:
                 source.fp.seek(at)  # from which Pillow reads on if the image's owner uses it
         if (

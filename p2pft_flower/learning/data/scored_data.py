@@ -48,5 +48,5 @@ def require_scored_data(file: Path, dataset: str | None, data_dir: str | None) -
     place = own if data_dir is None else data_dir
     refuse_data_dir(name, place)
     require_data(name, place, download=metadata.get("download") == "True", peers=())
-    if is_reference(name) and not name.startswith(("folder:", "features:")):
+    if is_reference(name) and not name.startswith(("folder:", "features:", "table:")):
         check_reference(name, key="dataset")
