@@ -76,10 +76,10 @@ def require_medmnist(dataset: str, data_dir: str) -> Path:
     file = root / f"{name}.npz"
     if not file.is_file():
         there = sorted(other.stem for other in root.glob("*mnist*.npz"))
-        held = f"; it holds {some_names(there)}{did_you_mean(name, there)}" if there else ""
+        held = f"; the folder holds {some_names(there)}" if there else ""
         raise DataError(
             f"dataset = {dataset!r}: there is no file {file}{held}; give data-dir = the folder that holds "
-            f"{name}.npz, which MedMNIST publishes; it is not downloaded"
+            f"{name}.npz, which MedMNIST publishes; it is not downloaded{did_you_mean(name, there)}"
         )
     heads = heads_in(file, _WHAT)
     for part in _PARTS:

@@ -190,7 +190,8 @@ def test_a_damaged_array_is_one_error_with_file_and_array(level, tmp_path):
 def test_a_missing_file_is_told_with_those_that_are_there(tmp_path):
     write(tmp_path, "pathmnist_64", side=8)
     message = (
-        rf"there is no file {tmp_path}/pathmnist_46.npz; it holds pathmnist_64; did you mean 'pathmnist_64'\?"
+        rf"there is no file {tmp_path}/pathmnist_46.npz; the folder holds pathmnist_64; give data-dir .* it "
+        r"is not downloaded; did you mean 'pathmnist_64'\?$"
     )
     with pytest.raises(DataError, match=message):
         require_data("medmnist:pathmnist_46", str(tmp_path), download=False, peers=())
