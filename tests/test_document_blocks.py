@@ -124,7 +124,12 @@ NOT_RUN = {
         "p2pft run dataset=features:/data/pets.safetensors model=none tune=head head=text": WEIGHTS,
     },
     "docs/fedtune.md": {"p2pft reproduce fedtune --quick": MINUTES},
-    "docs/images.md": {"p2pft data show dataset=folder:/data/birds topology=ring:4": WEIGHTS},
+    "docs/images.md": {
+        "p2pft data show dataset=folder:/data/birds topology=ring:4": WEIGHTS,
+        "p2pft run dataset=medmnist:pathmnist_64 data-dir=/data/medmnist image-size=64 mo": WEIGHTS,
+        "pip install -e '.[hf]'": INSTALLS,
+        "pip install -e '.[medical]'": INSTALLS,
+    },
     "docs/monitoring.md": {"p2pft status": PARTLY},
     "docs/per-class.md": {
         "p2pft run --out default": MINUTES,

@@ -181,9 +181,10 @@ def _study(
     labels, classes = holdings.scored_test.labels, holdings.classes
     held = [np.isin(labels, [classes.index(name) for name in p["classes"]]) for p in peers]
     window = read_range(pixel_range or workload.config.pixel_range_of(peer))
+    dicom = None if pixel_range else workload.config.dicom_range
     most = allow(workload.config.max_megapixels)
     own = [
-        _Picture(partial(holdings.picture_of, file, window, most), file.name, None, "own images")
+        _Picture(partial(holdings.picture_of, file, window, most, dicom), file.name, None, "own images")
         for file in files
     ]
     pictures = _pictures(workload, held[peer], counts, own, peers[peer]["name"])

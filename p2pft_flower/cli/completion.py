@@ -40,20 +40,13 @@ EXAMPLES = {
         *("lora:8", "adapter:16", "prompt:10", "prompt-deep:10", "text-prompt:4"),
     ),
     "dataset": (
-        *(
-            "digits",
-            "cifar10",
-            "cifar100",
-            "oxford-iiit-pet",
-            "oxford-flowers102",
-            "folder:/",
-            "table:/",
-            "features:/",
-        ),
+        *("digits", "cifar10", "cifar100", "oxford-iiit-pet", "oxford-flowers102"),
+        *("folder:/", "table:/", "features:/", "medmnist:pathmnist", "hf:"),
     ),
     "text-tower": ("glyph_clip_8", "local-dir:/", "hf-hub:", "ViT-B-32:openai"),
     "prompts": ("a photo of a {}.", "imagenet80"),
     "partition": ("auto", "classes:0-1,2-3,4-6,7-9", "iid", "dirichlet:0.5", "shards:2", "by:site", "own"),
+    "dicom-window": ("auto", "40:400"),
     "augment": ("none", "basic", "rand-m9-mstd0.5-inc1"),
 }
 """Values that are offered, for keys that take other values too; a test checks that the keys accept them.

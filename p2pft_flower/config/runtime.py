@@ -23,8 +23,8 @@ class RuntimeConfig:
     Attributes
     ----------
     topology : str
-        A graph's name, an absolute path to YAML, or a generator such as ``exponential:16`` (``p2pft topology
-        list``).
+        A graph's name, an absolute path (YAML, GraphML, JSON of networkx, a CSV of edges), or a generator
+        such as ``exponential:16`` (``p2pft topology list``).
     epochs : int
         Length of the run in epochs; an epoch has as many iterations as a peer's mean share of the data has
         batches.

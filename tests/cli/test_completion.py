@@ -145,7 +145,8 @@ def test_the_examples_are_values_that_the_learning_layer_knows():
         augmentation(create_model("glyph_vit_8", "none", 10, 0), augment)
     for model in EXAMPLES["model"]:
         assert model in MODELS or timm.is_model(model)
-    assert EXAMPLES["dataset"] == (*DATASETS, *TORCHVISION, "folder:/", "table:/", "features:/")
+    texts = ("folder:/", "table:/", "features:/", "medmnist:pathmnist", "hf:")
+    assert EXAMPLES["dataset"] == (*DATASETS, *TORCHVISION, *texts)
     sites = {"site": np.array(["a", "b", "c", "d"] * 100, dtype=object)}
     assert resolve_partition("by:site", "table:/", 4, (), sites) == "by:site=a,b,c,d"
     for partition in set(EXAMPLES["partition"]) - {"auto", "own", "by:site"}:

@@ -145,6 +145,7 @@ WRONG = {
     "partition, a module": ("partition=mine.py:dael", "'.*mine.py' has no 'dael'"),
     "partition, own": ("partition=own", "partition = 'own' with dataset = 'digits'"),
     "pixel-range": ("dataset=folder:site-{peer} pixel-range=0:1,0:2", "has 2 ranges for 4 peers"),
+    "dicom-window": ("dicom-window=400", "must be auto or CENTRE:WIDTH with WIDTH > 1"),
     "augment": ("augment=rnad-m9", "augment = 'rnad-m9': choose none, basic"),
     "augment, a section": ("augment=rand-x9", "augment = 'rand-x9': choose none, basic"),
     "stream": ("stream=true", "stream = true with dataset = 'digits'"),

@@ -9,7 +9,14 @@ from p2pft_flower.errors import ConfigError, DataError, did_you_mean
 from p2pft_flower.learning.data.array_files import SUFFIXES
 from p2pft_flower.learning.data.by_column import Columns
 from p2pft_flower.learning.data.feature_files import feature_classes, require_feature_file
+from p2pft_flower.learning.data.hf_names import HF, read_hf_name, require_hf
 from p2pft_flower.learning.data.images import folders_in
+from p2pft_flower.learning.data.medmnist_files import (
+    MEDMNIST,
+    check_medmnist_name,
+    medmnist_classes,
+    require_medmnist,
+)
 from p2pft_flower.learning.data.names import in_order, some_names
 from p2pft_flower.learning.data.table_files import SUFFIXES as TABLES
 from p2pft_flower.learning.data.table_files import read_table, table_classes, table_columns
@@ -20,11 +27,14 @@ __all__ = [
     "BUILT_IN",
     "FEATURES",
     "FOLDER",
+    "HF",
+    "MEDMNIST",
     "TABLE",
     "TORCHVISION",
     "check_dataset_name",
     "classes_of",
     "columns_of",
+    "is_users_own",
     "reads_data_dir",
     "refuse_data_dir",
     "require_data",
@@ -43,11 +53,18 @@ FOLDER = "folder:"
 FEATURES = "features:"
 """The beginning of a ``dataset`` of features that were made elsewhere; the file's path follows."""
 
-
 TABLE = "table:"
 """The beginning of a ``dataset`` that is a table of images; the path of the CSV follows."""
 
 _PLACES = (FOLDER, FEATURES, TABLE)
+
+_OURS = (*_PLACES, MEDMNIST, HF)
+"""Beginnings of datasets of this package, some of which look like references to a user's own module."""
+
+
+def is_users_own(dataset: str) -> bool:
+    """Return whether ``dataset`` names a callable of the user's own, as ``my_module:my_dataset``."""
+    return is_reference(dataset) and not dataset.startswith(_OURS)
 
 
 def check_dataset_name(name: str) -> None:
@@ -64,9 +81,15 @@ def check_dataset_name(name: str) -> None:
         When the dataset is unknown; the message gives the nearest name and the choices.
     """
     known = [*BUILT_IN, *TORCHVISION]
+    if name.startswith(MEDMNIST):
+        check_medmnist_name(name)
+        return
+    if name.startswith(HF):
+        read_hf_name(name)
+        return
     if name.startswith(_PLACES) and name not in _PLACES:
         return
-    if name in known or is_reference(name):
+    if name in known or is_users_own(name):
         return
     within = [k for k in known if name.rstrip("s") in k] if len(name) > 2 else []
     nearest = did_you_mean(name, known, 2) or (f"; did you mean {within[0]!r}?" if len(within) == 1 else "")
@@ -78,15 +101,13 @@ def check_dataset_name(name: str) -> None:
         nearest = f"; did you mean 'table:{name}'?"
     raise ConfigError(
         f"dataset = {name!r} is unknown; choose one of {', '.join(known)}, folder:/path, table:/path, "
-        f"features:/path, my_module:my_dataset{nearest}"
+        f"features:/path, medmnist:NAME, hf:NAME, my_module:my_dataset{nearest}"
     )
 
 
 def reads_data_dir(dataset: str) -> bool:
     """Return whether ``dataset`` uses the run-config's ``data-dir``."""
-    if dataset.startswith(_PLACES):
-        return dataset.startswith(TABLE)
-    return dataset in TORCHVISION or is_reference(dataset)
+    return dataset in TORCHVISION or dataset.startswith((TABLE, MEDMNIST)) or is_users_own(dataset)
 
 
 def refuse_data_dir(dataset: str, data_dir: str, where: str = "") -> None:
@@ -106,11 +127,11 @@ def refuse_data_dir(dataset: str, data_dir: str, where: str = "") -> None:
     """
     if not data_dir or reads_data_dir(dataset):
         return
-    kind = next((beginning for beginning in (FOLDER, FEATURES) if dataset.startswith(beginning)), "")
+    kind = next((beginning for beginning in (FOLDER, FEATURES, HF) if dataset.startswith(beginning)), "")
     remedy = (
         f"it names its place itself: give dataset = {kind}/other/path"
         if kind
-        else f"leave it out, or choose one of {', '.join(TORCHVISION)}, table:/path or "
+        else f"leave it out, or choose one of {', '.join(TORCHVISION)}, table:/path, medmnist:NAME or "
         "my_module:my_dataset, which read it"
     )
     raise ConfigError(f"data-dir = {data_dir!r}{where}: dataset = {dataset!r} does not read it; {remedy}")
@@ -163,6 +184,8 @@ def classes_of(dataset: str) -> tuple[str, ...] | None:
     """
     if dataset in BUILT_IN:
         return tuple(str(digit) for digit in range(10))
+    if dataset.startswith(MEDMNIST):
+        return medmnist_classes(dataset)
     if dataset.startswith(FOLDER) and "{peer}" not in dataset:
         return tuple(in_order(folders_in(Path(dataset.removeprefix(FOLDER)).expanduser() / "train")[0]))
     if dataset.startswith(FEATURES) and "{peer}" not in dataset:
@@ -187,7 +210,7 @@ def columns_of(dataset: str) -> Columns | None:
     """
     if dataset.startswith(TABLE):
         return table_columns(dataset.removeprefix(TABLE))
-    return {} if dataset in (*BUILT_IN, *TORCHVISION) or dataset.startswith(_PLACES) else None
+    return {} if dataset in (*BUILT_IN, *TORCHVISION) or dataset.startswith((*_PLACES, MEDMNIST)) else None
 
 
 def require_data(dataset: str, data_dir: str, *, download: bool, peers: Sequence[int]) -> None:
@@ -198,7 +221,8 @@ def require_data(dataset: str, data_dir: str, *, download: bool, peers: Sequence
     dataset, data_dir : str
         The run-config's values.
     download : bool
-        Whether a missing dataset of torchvision will be downloaded; if so, it is not refused here.
+        Whether a missing dataset of torchvision or of Hugging Face's hub will be downloaded; if so, it is
+        not refused here.
     peers : sequence of int
         The peers whose images are on this machine.
 
@@ -209,6 +233,10 @@ def require_data(dataset: str, data_dir: str, *, download: bool, peers: Sequence
     """
     if dataset in TORCHVISION and not download:
         require_folder(dataset, data_dir)
+    elif dataset.startswith(MEDMNIST):
+        require_medmnist(dataset, data_dir)
+    elif dataset.startswith(HF):
+        require_hf(dataset, download=download)
     elif dataset.startswith(_PLACES):
         kind, _, place = dataset.partition(":")
         if "{peer}" not in place:

@@ -19,6 +19,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 
 from p2pft_flower.errors import DataError
 from p2pft_flower.learning.data import deep_files, tiff_files
+from p2pft_flower.learning.data.dicom_files import begins_as_dicom, decode_dicom, look_at_dicom
 from p2pft_flower.learning.data.samples import Form, Look, Samples, form_of, samples_of
 from p2pft_flower.learning.data.sizes import TOO_LARGE, check_size
 
@@ -30,6 +31,7 @@ __all__ = [
     "formats",
     "look_at",
     "look_at_image",
+    "look_at_stream",
     "orientation",
 ]
 
@@ -91,7 +93,7 @@ def look_at(file: Path, most: int | None = None) -> Look:
         When the file cannot be read, or has more pixels than ``most``
         (:func:`~p2pft_flower.learning.data.sizes.check_size`); the message names it.
     """
-    return _naming(file, partial(_look, most=most))
+    return _naming(file, partial(look_at_stream, most=most))
 
 
 def decode(file: Path, most: int | None = None) -> Image.Image | Samples:
@@ -118,6 +120,8 @@ def decode_stream(stream: IO[bytes], page: int = 0, most: int | None = None) -> 
     ValueError, OSError, SyntaxError, Image.DecompressionBombError
         When the page cannot be read; these are :data:`UNREADABLE`.
     """
+    if begins_as_dicom(stream):
+        return decode_dicom(stream, most)
     head = _head(stream)
     if (
         head.startswith(tiff_files.MAGIC)
@@ -160,7 +164,18 @@ def _naming(file: Path, read: Callable[[IO[bytes]], _Found]) -> _Found:
         raise DataError(f"{file}: not a readable image ({error}){REMEDY}") from error
 
 
-def _look(stream: IO[bytes], most: int | None = None) -> Look:
+def look_at_stream(stream: IO[bytes], most: int | None = None) -> Look:
+    """Return the description of the image file that ``stream`` reads, as :func:`look_at` does.
+
+    Raises
+    ------
+    ValueError, OSError, SyntaxError, Image.DecompressionBombError
+        When the file cannot be read; these are :data:`UNREADABLE`.
+    """
+    return look_at_dicom(stream, most) if begins_as_dicom(stream) else _look(stream, most)
+
+
+def _look(stream: IO[bytes], most: int | None) -> Look:
     head = _head(stream)
     if (
         head.startswith(tiff_files.MAGIC)

@@ -157,7 +157,9 @@ class Holdings:
         for peer, images in looked_at.items():
             whose = "the dataset's" if peer is None else f"peer {peer}'s"
             try:
-                found[peer] = survey([images.train, images.test], self._window(peer), whose)
+                found[peer] = survey(
+                    [images.train, images.test], self._window(peer), whose, self.config.dicom_range
+                )
             except ConfigError as error:
                 unclear.append(str(error))
                 continue
@@ -206,7 +208,9 @@ class Holdings:
         return replace(self._sites, folders=folders).dataset
 
     @staticmethod
-    def picture_of(file: Path, window: Range | None, most: int | None = None) -> Image.Image:
+    def picture_of(
+        file: Path, window: Range | None, most: int | None = None, dicom: Range | None = None
+    ) -> Image.Image:
         """Return an image file from outside the dataset as a picture.
 
         Parameters
@@ -217,6 +221,8 @@ class Holdings:
             The values that stand for black and for white in deep samples; None: those that the file declares.
         most : int, optional
             The most pixels of the image.
+        dicom : (float, float), optional
+            The same as ``window`` for deep grey DICOM samples, instead of it and of the file's own window.
 
         Raises
         ------
@@ -228,7 +234,7 @@ class Holdings:
         if file.exists() and not file.is_file():  # reading a pipe would block
             raise DataError(f"{file}: not a readable image (no regular file)")
         alone = Split.of_files([file], np.zeros(1, dtype=np.int64), most)
-        return replace(alone, pixels=survey([alone], window, f"{file}'s").pixels).picture(0)
+        return replace(alone, pixels=survey([alone], window, f"{file}'s", dicom).pixels).picture(0)
 
     def statistics(self, peer: int) -> Statistics | None:
         """Return statistics of some of the peer's training pictures; None if none can be read."""
