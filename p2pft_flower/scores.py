@@ -27,6 +27,8 @@ Labels = npt.NDArray[np.int64]
 class ByClass:
     """Columns of numbers with one row for each class, in the order of the head's outputs; None: undefined.
 
+    If images have several labels, a row is a label, and an image is taken for it at a probability of 0.5.
+
     Attributes
     ----------
     names : tuple of str
@@ -64,33 +66,46 @@ class ClassScores:
     ----------
     images : int
         N.
-    balanced_accuracy : float
-        Mean recall of the classes with test images.
-    macro_f1 : float
+    balanced_accuracy : float or None
+        Mean recall of the classes with test images. Of several labels: mean, over the labels that a
+        test image has, of recall and specificity (recall alone if all have it); None if no test image has a
+        label.
+    macro_f1 : float or None
         Mean F1 of the classes with test images.
     calibration_error : float or None
         Expected calibration error: the mean distance, over the images, between the probability of the answer
-        and the share of right answers in the same bin of probability; None if a probability is not finite.
+        and the share of right answers in the same bin of probability; None if a probability is not finite. Of
+        several labels: over images and labels, between the label's probability and the share that has it.
     bins : int
         Number of these bins, of equal width.
-    lowest_recall, lowest_class, lowest_support : float, str, int
-        The lowest recall of a class with test images, the first such class, and the number of its images.
+    lowest_recall, lowest_class, lowest_support : float or None, str, int
+        The lowest recall of a class with test images, the first such class, and the number of its images;
+        None, an empty text and 0 if no test image has a label.
     classes : ByClass or None
         The numbers of each class; None: too many for results (:func:`has_rows`).
     confusion : tuple of tuples of int, or None
-        Row: true class, column: answer; None: too many for results (:func:`has_confusion`).
+        Row: true class, column: answer; None: too many for results (:func:`has_confusion`), or the images
+        have several labels.
+    several_labels : bool
+        Whether an image may have several labels, or none.
+    macro_auroc, macro_average_precision : float or None
+        Mean AUROC and average precision of the labels of which they are defined; None if there is none, or
+        each image has one class.
     """
 
     images: Count
-    balanced_accuracy: float
-    macro_f1: float
+    balanced_accuracy: float | None
+    macro_f1: float | None
     calibration_error: float | None
     bins: Count
-    lowest_recall: float
+    lowest_recall: float | None
     lowest_class: str
     lowest_support: Count
     classes: ByClass | None = None
     confusion: tuple[tuple[Count, ...], ...] | None = None
+    several_labels: bool = False
+    macro_auroc: float | None = None
+    macro_average_precision: float | None = None
 
 
 def has_rows(peers: int, classes: int) -> bool:

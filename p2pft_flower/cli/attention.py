@@ -176,8 +176,13 @@ def _study(
     workload = _shared_workload(tails)
     if workload.config.of_features:
         raise ConfigError(f"dataset = {workload.config.dataset!r}: features have no image and no attention")
-    check_map(workload.model, kind)
     holdings = workload.holdings
+    if holdings.several_labels:
+        raise ConfigError(
+            f"dataset = {workload.config.dataset!r}: an image has several labels there, and attention is "
+            "shown on images of one class"
+        )
+    check_map(workload.model, kind)
     labels, classes = holdings.scored_test.labels, holdings.classes
     held = [np.isin(labels, [classes.index(name) for name in p["classes"]]) for p in peers]
     window = read_range(pixel_range or workload.config.pixel_range_of(peer))

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import numpy as np
+import numpy.typing as npt
 import typer
 from rich.console import Console
 from rich.table import Table
@@ -16,6 +17,7 @@ from p2pft_flower.cli.completion import complete_settings
 from p2pft_flower.cli.settings import check, parse_settings
 from p2pft_flower.errors import P2PFTError, printable
 from p2pft_flower.learning.data.by_column import require_named_order
+from p2pft_flower.learning.data.label_arrays import has_several, images_by_class
 from p2pft_flower.report.figures import draw_shares
 from p2pft_flower.report.tables import samples_word
 
@@ -80,6 +82,14 @@ def show(
         return
     console = Console()
     console.print((_by_class if len(names) <= COLUMNS else _by_peer)(shares, title))
+    if shares["several_labels"]:
+        without = ", ".join(f"{peer['name']} {peer['unlabelled']}" for peer in shares["peers"])
+        console.print(
+            Text(
+                printable(f"images may have several labels, and count for each; without a label: {without}")
+            ),
+            soft_wrap=True,
+        )
     for note in shares["notes"]:
         console.print(Text(printable(note)), soft_wrap=True)
     if not shares["decoded"]:
@@ -97,9 +107,10 @@ def _shares(values: dict[str, Any]) -> dict[str, Any]:
     data, size = holdings.dataset, len(holdings.dataset.classes)
     require_named_order(config.learning.partition, holdings.partition_spec, graph.peer_names)
     notes = [line if peer is None else f"{graph.peer_names[peer]}: {line}" for peer, line in holdings.notes]
-    counts = [np.bincount(data.train.labels[positions], minlength=size) for positions in holdings.partition]
-    unused = np.bincount(data.train.labels, minlength=size) - np.sum(counts, axis=0)
-    test = np.bincount(data.test.labels[holdings.test_positions], minlength=size)
+    train, mine = data.train.labels, holdings.partition
+    counts = [images_by_class(train[positions], size) for positions in mine]
+    unused = images_by_class(train, size) - np.sum(counts, axis=0)
+    test = images_by_class(data.test.labels[holdings.test_positions], size)
     return {
         "dataset": config.learning.dataset,
         "partition": holdings.partition_spec,
@@ -107,27 +118,52 @@ def _shares(values: dict[str, Any]) -> dict[str, Any]:
         "seed": config.learning.seed,
         "classes": list(data.classes),
         "peers": [
-            {"peer": i, "name": graph.peer_names[i], "images": counts[i].tolist()} for i in range(graph.n)
+            {
+                "peer": i,
+                "name": graph.peer_names[i],
+                "images": counts[i].tolist(),
+                "total": len(mine[i]),
+                "unlabelled": _unlabelled(train[mine[i]]),
+            }
+            for i in range(graph.n)
         ],
         "unused": unused.tolist(),
+        "unused_total": len(train) - sum(map(len, mine)),
         "test": test.tolist(),
+        "test_total": len(holdings.test_positions),
+        "several_labels": data.several_labels,
         "unreadable": holdings.unreadable,
         "decoded": config.learning.bad_images == "skip" or data.train.look is None,
         "notes": notes,
     }
 
 
+def _unlabelled(labels: npt.NDArray[np.int64]) -> int:
+    """Return the number of images without a label."""
+    return int((~labels.any(axis=1)).sum()) if has_several(labels) else 0
+
+
 def _by_class(shares: dict[str, Any], title: str) -> Table:
     table = Table(title=Text(title), title_justify="left", show_footer=True)
     table.add_column("class", footer="all", overflow="fold")
-    columns = [(peer["name"], peer["images"]) for peer in shares["peers"]]
-    for name, images in [*columns, ("nobody", shares["unused"]), ("test", shares["test"])]:
-        table.add_column(Text(name), footer=str(sum(images)), justify="right", overflow="fold")
-    numbers = zip(*(images for _, images in columns), shares["unused"], shares["test"], strict=True)
+    columns = _columns(shares)
+    for name, total, _ in columns:
+        table.add_column(Text(name), footer=str(total), justify="right", overflow="fold")
+    numbers = zip(*(images for *_, images in columns), strict=True)
     for label, (name, row) in enumerate(zip(shares["classes"], numbers, strict=True)):
         shown = name if name == str(label) else f"{label} {printable(name)}"
         table.add_row(Text(shown), *(str(number) if number else "·" for number in row))
     return table
+
+
+def _columns(shares: dict[str, Any]) -> list[tuple[str, int, list[int]]]:
+    """Return name, images in all, and images by class of each peer, of nobody and of the test."""
+    peers = [(peer["name"], peer["total"], peer["images"]) for peer in shares["peers"]]
+    return [
+        *peers,
+        ("nobody", shares["unused_total"], shares["unused"]),
+        ("test", shares["test_total"], shares["test"]),
+    ]
 
 
 def _by_peer(shares: dict[str, Any], title: str) -> Table:
@@ -137,13 +173,10 @@ def _by_peer(shares: dict[str, Any], title: str) -> Table:
     table.add_column(what, justify="right")
     table.add_column("classes", justify="right")
     table.add_column(f"{what} by class", overflow="fold")
-    rows = [*((peer["name"], peer["images"]) for peer in shares["peers"]), ("nobody", shares["unused"])]
-    for name, images in [*rows, ("test", shares["test"])]:
+    for name, total, images in _columns(shares):
         held = [
             f"{printable(c)}:{number}" for c, number in zip(shares["classes"], images, strict=True) if number
         ]
         more = f" … {len(held) - SHOWN_CLASSES} more" if len(held) > SHOWN_CLASSES else ""
-        table.add_row(
-            Text(name), str(sum(images)), str(len(held)), Text(", ".join(held[:SHOWN_CLASSES]) + more)
-        )
+        table.add_row(Text(name), str(total), str(len(held)), Text(", ".join(held[:SHOWN_CLASSES]) + more))
     return table

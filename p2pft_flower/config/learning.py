@@ -19,6 +19,7 @@ CHOICES = {
     "trunk_dtype": ("auto", "float32", "bfloat16"),
     "interpolation": ("", "nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"),
     "head": ("random", "text"),
+    "loss": ("auto", "ce", "bce"),
 }
 """All values of each learning key that has only a few."""
 
@@ -33,8 +34,8 @@ NO_MODEL = "none"
 
 _WITH_FEATURES = (
     *("problem", "model", "tune", "head", "text_embeddings", "text_tower", "prompts", "class_names"),
-    *("device", "dataset", "shots", "partition", "validation", "batch_size", "dp_clip", "dp_noise"),
-    *("dp_delta", "seed"),
+    *("device", "dataset", "shots", "partition", "validation", "loss", "batch_size", "dp_clip"),
+    *("dp_noise", "dp_delta", "seed"),
 )
 """Learning keys that mean something for a dataset of features; the others are for images."""
 
@@ -161,6 +162,10 @@ class LearningConfig:
         ``none``, ``basic`` (timm's random resized crop and horizontal flip), or one of timm's
         auto-augmentations on top of ``basic``, such as ``rand-m9-mstd0.5-inc1``. Training images only; their
         trunk's outputs cannot be stored then.
+    loss : {"auto", "ce", "bce"}
+        The loss of an image: cross-entropy of its one class (``ce``), or of each label alone the binary one,
+        the mean over the labels (``bce``), if an image may have several labels or none (a table's column
+        ``labels``, docs/multi-label.md); ``auto``: what the data need. The other kind's loss is refused.
     batch_size : int
         Number of images in one mini-batch of one peer; the average number if ``dp_clip`` > 0.
     dp_clip : float
@@ -212,6 +217,7 @@ class LearningConfig:
     bad_images: str = "refuse"
     max_megapixels: float = 0.0
     augment: str = "none"
+    loss: str = "auto"
     batch_size: int = 32
     dp_clip: float = 0.0
     dp_noise: float = 0.0

@@ -155,6 +155,8 @@ def _facts(config: LearningConfig, n: int, pooled: str, peers: tuple[int, ...] |
         pixels = {p: asdict(found) for p in own if (found := held.statistics(p)) is not None}
         dealt = peers is not None and not config.sited and not config.stream
         frozen = {"training images": held.dealt_digest} if dealt else {}
+        if peers is not None:
+            frozen["labels"] = "several an image" if held.several_labels else "one an image"
     notes = tuple(_noted(peer, line) for peer, line in lines)
     told = tuple(warnings)
     return _Facts(

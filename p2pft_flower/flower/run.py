@@ -43,6 +43,7 @@ _REMEDIES = {
     "interpolation": _SAME_IMAGES.format("interpolation"),
     "mean": _SAME_IMAGES.format("mean"),
     "deviation": _SAME_IMAGES.format("std"),
+    "labels": "give all peers data with one class an image, or all with several labels",
     "features": "one model must have made the features of all sites",
     "training images": (
         "shares are dealt out by position, so give all peers the same images, in files of the same names and "

@@ -17,6 +17,7 @@ __all__ = ["BINS", "balanced_accuracy", "calibration_error", "class_scores", "ra
 
 Labels = npt.NDArray[np.int64]
 Probabilities = npt.NDArray[np.float64]
+_Ranked = tuple[Sequence[float | None], Sequence[float | None]]
 
 BINS = 15
 """Bins of equal width of the expected calibration error."""
@@ -36,7 +37,8 @@ def class_scores(
     Parameters
     ----------
     labels, predicted : (N,) int64 arrays
-        Each image's true class, and the class of its answer.
+        Each image's true class, and the class of its answer; or (N, C) of 0 and 1, the labels that each image
+        has, and those of its answer.
     probabilities : (N, C) float64 array
         Each image's probability of each class.
     names : sequence of str
@@ -48,6 +50,8 @@ def class_scores(
 
     if not len(labels):
         return None
+    if labels.ndim == 2:
+        return _label_scores(labels, predicted, probabilities, names, rows=rows)
     every = np.arange(len(names))
     _, recall, f1, support = precision_recall_fscore_support(
         labels, predicted, labels=every, zero_division=np.nan
@@ -71,13 +75,22 @@ def class_scores(
 def balanced_accuracy(labels: Labels, predicted: Labels) -> float | None:
     """Return the mean recall of the classes that ``labels`` has, 0..1; None without images.
 
+    Of several labels it is the mean balanced accuracy of those that an image has; None if no image has one.
+
     Parameters
     ----------
-    labels, predicted : (N,) int64 arrays
-        Each image's true class, and the class of its answer.
+    labels, predicted : (N,) or (N, C) int64 arrays
+        As for :func:`class_scores`.
     """
     from sklearn.metrics import recall_score
 
+    if labels.ndim == 2:
+        there = labels.any(axis=0)
+        each = [
+            recall_score(truth, answer, labels=np.unique(truth), average="macro", zero_division=0)
+            for truth, answer in zip(labels.T[there], predicted.T[there], strict=True)
+        ]
+        return float(np.mean(each)) if each else None
     if not len(labels):
         return None
     # balanced_accuracy_score gives the same number, but warns if an answer is a class without an image.
@@ -89,14 +102,19 @@ def calibration_error(labels: Labels, predicted: Labels, probabilities: Probabil
     """Return the expected calibration error with :data:`BINS` bins; None if a probability is not finite.
 
     Σ_b n_b/N · |right_b − confident_b|, over the bins b: the share of right answers, and the mean probability
-    of the answer, among the n_b images whose answer's probability lies in the bin.
+    of the answer, among the n_b images whose answer's probability lies in the bin. Of several labels: the
+    share that has the label, and its mean probability, among the n_b pairs of an image and a label.
     """
     from sklearn.calibration import calibration_curve
 
     if not len(labels) or not np.isfinite(probabilities).all():
         return None
-    confidence = probabilities[np.arange(len(labels)), predicted]
-    right, confident = calibration_curve((labels == predicted).astype(int), confidence, n_bins=BINS)
+    if labels.ndim == 2:
+        confidence, truth = probabilities.ravel(), labels.ravel()
+    else:
+        confidence = probabilities[np.arange(len(labels)), predicted]
+        truth = (labels == predicted).astype(int)
+    right, confident = calibration_curve(truth, confidence, n_bins=BINS)
     bins = np.searchsorted(np.linspace(0, 1, BINS + 1)[1:-1], confidence)  # as calibration_curve has them
     counts = np.bincount(bins, minlength=BINS)
     return float(np.average(np.abs(right - confident), weights=counts[counts > 0]))
@@ -135,7 +153,17 @@ def _by_class(
     every = np.arange(len(names))
     counts = multilabel_confusion_matrix(labels, predicted, labels=every).astype(np.int64)
     (true_negative, false_positive), (false_negative, true_positive) = counts.transpose(1, 2, 0)
-    auroc, average_precision = rankings(labels[:, None] == every, probabilities)
+    ranked = rankings(labels[:, None] == every, probabilities)
+    return _rows(names, (true_negative, false_positive, false_negative, true_positive), ranked)
+
+
+def _rows(names: Sequence[str], counts: Sequence[Labels], ranked: _Ranked) -> ByClass:
+    """Return the numbers of each class, by the counts of images, (C,) each, as :class:`ByClass` has them.
+
+    ``counts`` are those that are not of the class and not taken for it, not of it but taken, of it but not
+    taken, and of it and taken; ``ranked`` is what :func:`rankings` returns.
+    """
+    true_negative, false_positive, false_negative, true_positive = counts
     return ByClass(
         names=tuple(names),
         support=tuple((true_positive + false_negative).tolist()),
@@ -143,9 +171,43 @@ def _by_class(
         recall=_shares(true_positive, false_negative),
         specificity=_shares(true_negative, false_positive),
         precision=_shares(true_positive, false_positive),
-        auroc=tuple(auroc),
-        average_precision=tuple(average_precision),
+        auroc=tuple(ranked[0]),
+        average_precision=tuple(ranked[1]),
     )
+
+
+def _label_scores(
+    labels: Labels, predicted: Labels, probabilities: Probabilities, names: Sequence[str], *, rows: bool
+) -> ClassScores:
+    """Return the scores by label of images with several labels; parameters as of :func:`class_scores`."""
+    truth, taken = labels > 0, predicted > 0
+    masks = (~truth & ~taken, ~truth & taken, truth & ~taken, truth & taken)
+    counts = [mask.sum(axis=0, dtype=np.int64) for mask in masks]
+    each = _rows(names, counts, rankings(truth, probabilities))
+    there = [k for k, support in enumerate(each.support) if support]
+    recall = [each.recall[k] or 0.0 for k in there]
+    f1 = [2 * (each.recall[k] or 0.0) * each.support[k] / (each.support[k] + each.answers[k]) for k in there]
+    lowest = None if not there else there[int(np.argmin(recall))]
+    return ClassScores(
+        images=len(labels),
+        balanced_accuracy=balanced_accuracy(labels, predicted),
+        macro_f1=_mean(f1),
+        calibration_error=calibration_error(labels, predicted, probabilities),
+        bins=BINS,
+        lowest_recall=None if lowest is None else each.recall[lowest],
+        lowest_class="" if lowest is None else names[lowest],
+        lowest_support=0 if lowest is None else each.support[lowest],
+        classes=each if rows else None,
+        several_labels=True,
+        macro_auroc=_mean(each.auroc),
+        macro_average_precision=_mean(each.average_precision),
+    )
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    """Return the mean of the numbers among ``values``; None if there is none."""
+    numbers = [value for value in values if value is not None]
+    return float(np.mean(numbers)) if numbers else None
 
 
 def _shares(those: npt.NDArray[np.int64], others: npt.NDArray[np.int64]) -> tuple[float | None, ...]:

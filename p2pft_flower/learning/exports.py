@@ -65,6 +65,7 @@ def write_export(tail: Tail, file: Path) -> dict[str, Any]:
         "run": tail.metadata.get("run", ""),
         "peer": tail.metadata.get("peer", ""),
         "image-size": str(config.image_size),
+        **({"loss": workload.loss} if workload.holdings.several_labels else {}),
         **({} if workload.preprocessing is None else {"preprocessing": json.dumps(workload.preprocessing)}),
     }
     partial = file.with_name(f".{file.name}.partial")

@@ -203,8 +203,8 @@ class HeldFeatures:
     ----------
     vectors : (N, D) float32 array
         The features.
-    labels : (N,) int64 array
-        Their classes.
+    labels : (N,) or (N, C) int64 array
+        Their labels.
     device : str
         The device.
     """
@@ -213,7 +213,7 @@ class HeldFeatures:
         self, vectors: npt.NDArray[np.float32], labels: npt.NDArray[np.int64], device: str = "cpu"
     ) -> None:
         self.labels = torch.from_numpy(labels).to(device)
-        """Classes of the samples, (N,) int64."""
+        """Labels of the samples, (N,) or (N, C) int64."""
         self._vectors = torch.from_numpy(vectors).to(device)
 
     def __len__(self) -> int:
@@ -224,7 +224,7 @@ class HeldFeatures:
         positions: Positions,
         draw: int | None = None,  # noqa: ARG002 - nothing is drawn
     ) -> tuple[tuple[torch.Tensor, ...], torch.Tensor]:
-        """Return the features, (B, D) float32, and the labels, (B,) int64, at ``positions``, (B,)."""
+        """Return the features, (B, D) float32, and the labels, (B, …) int64, at ``positions``, (B,)."""
         index = torch.from_numpy(positions).to(self.labels.device)
         return (self._vectors[index],), self.labels[index]
 

@@ -107,7 +107,7 @@ class LiveFeatures:
         augmented: bool,
     ) -> None:
         self.labels = torch.from_numpy(split.labels[positions])
-        """Classes, (N,) int64."""
+        """Labels, (N,) or (N, C) int64."""
         self._split, self._positions = split, positions
         self._prepare = _Preparation(transform, trunk, seed, peer, augmented)
 

@@ -7,10 +7,10 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
 
 from p2pft_flower.errors import DataError
 from p2pft_flower.learning.data.batches import Batches, GrowingBatches, PoissonBatches
+from p2pft_flower.learning.losses import image_loss
 from p2pft_flower.learning.store.features import Features
 from p2pft_flower.typed import converted
 
@@ -24,8 +24,8 @@ class MiniBatch(NamedTuple):
     ----------
     inputs : tuple of (B, …) float32 tensors
         The tail's inputs; empty if B is 0.
-    labels : (B,) int64 tensor
-        Classes.
+    labels : (B,) or (B, C) int64 tensor
+        Classes; or 0 and 1, whether each image has each label.
     sizes : tuple of int
         Number of images of each peer; the numbers add up to B.
     """
@@ -35,7 +35,7 @@ class MiniBatch(NamedTuple):
     sizes: tuple[int, ...]
 
     def loss(self, logits: torch.Tensor) -> torch.Tensor:
-        """Return the mean over peers of each peer's mean cross-entropy.
+        """Return the mean over peers of each peer's mean loss (:func:`image_loss`).
 
         Parameters
         ----------
@@ -43,10 +43,10 @@ class MiniBatch(NamedTuple):
             The tail's outputs for ``inputs``.
         """
         if len(set(self.sizes)) == 1:  # equal sizes: the mean over all images
-            return nn.functional.cross_entropy(logits, self.labels)
+            return image_loss(logits, self.labels)
         sizes = list(self.sizes)
         parts = zip(torch.split(logits, sizes), torch.split(self.labels, sizes), strict=True)
-        return torch.stack([nn.functional.cross_entropy(own, labels) for own, labels in parts]).mean()
+        return torch.stack([image_loss(own, labels) for own, labels in parts]).mean()
 
 
 class MiniBatches:
@@ -65,7 +65,7 @@ class MiniBatches:
 
     @property
     def labels(self) -> torch.Tensor:
-        """Classes of all images that can be drawn, (N,) int64, on the CPU; N grows if they are a stream."""
+        """Labels of all images that can be drawn, (N,) or (N, C) int64, on the CPU; N grows in a stream."""
         return self._features.labels.cpu()
 
     def read(self, t: int) -> MiniBatch:
@@ -118,7 +118,7 @@ class PooledMiniBatches:
 
     @property
     def labels(self) -> torch.Tensor:
-        """Classes of all images that can be drawn, (N,) int64, on the CPU."""
+        """Labels of all images that can be drawn, (N,) or (N, C) int64, on the CPU."""
         return torch.cat([part.labels for part in self._parts])
 
     def read(self, t: int) -> MiniBatch:

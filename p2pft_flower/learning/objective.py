@@ -1,4 +1,4 @@
-"""One peer's loss as a function of the flat vector θ: the tail's cross-entropy on the peer's mini-batches."""
+"""One peer's loss as a function of the flat vector θ: the tail's loss on the peer's mini-batches."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ from torch import nn
 from torch.nn.utils import vector_to_parameters
 
 from p2pft_flower.learning.class_scores import class_scores
+from p2pft_flower.learning.data.label_arrays import named
 from p2pft_flower.learning.draws import seeded
+from p2pft_flower.learning.losses import decisions, image_loss
+from p2pft_flower.learning.losses import probabilities as probabilities_of
 from p2pft_flower.learning.minibatches import MiniBatch, MiniBatches, PooledMiniBatches
 from p2pft_flower.learning.model.modes import training
 from p2pft_flower.learning.model.structure import share_copy
@@ -40,8 +43,6 @@ __all__ = [
 Vector = npt.NDArray[np.float32]
 
 EVALUATION_BATCH = 128
-
-_NONE = torch.empty(0, dtype=torch.int64)
 
 
 @dataclass(frozen=True)
@@ -75,14 +76,16 @@ class Evaluation:
     Attributes
     ----------
     loss : float
-        Mean cross-entropy; NaN without test images.
+        Mean loss (:func:`image_loss`); NaN without test images.
     accuracy : float
-        Share of all test images that are classified right, 0..1; NaN without test images.
+        Share of all test images that are classified right, 0..1; NaN without test images. Of images with
+        several labels: share of right decisions, of all images and labels, at a probability of 0.5.
     accuracy_unseen : float or None
         Share of right answers among the test images of classes of which the peer holds no training image,
-        0..1; None if there is no such test image.
+        0..1; None if there is no such test image. Of several labels: share of right decisions on the labels
+        of which the peer holds no training image; None if it holds images of all.
     accuracy_seen : float or None
-        Share of right answers among the other test images, 0..1; None if there is none.
+        The same among the other test images, or on the other labels; None if there is none.
     """
 
     loss: float
@@ -98,11 +101,13 @@ class Answers:
     Attributes
     ----------
     labels, predicted : (N,) int64 tensors
-        Each image's true class, and the class with the largest logit.
+        Each image's true class, and the class with the largest logit; or (N, C) of 0 and 1, the labels that
+        each image has, and those with a probability of at least 0.5.
     losses : (N,) float64 tensor
-        Cross-entropy of each image.
+        The loss of each image.
     probabilities : (N, C) float64 tensor or None
-        Each image's probability of each class, the softmax of its logits; None if nobody asked for them.
+        Each image's probability of each class: the softmax of its logits, or the sigmoid of each; None if
+        nobody asked for them.
     """
 
     labels: torch.Tensor
@@ -301,11 +306,13 @@ class PeerObjective:
         return InFull(scores_of(answers, self._unseen()), by_class, rows)
 
     def _unseen(self) -> torch.Tensor:
-        held = torch.unique(self._images.labels)  # the labels of a stream grow
-        return ~torch.isin(self._test.labels.cpu(), held)
+        held, test = self._images.labels, self._test.labels.cpu()  # the labels of a stream grow
+        return ~held.any(dim=0) if test.ndim == 2 else ~torch.isin(test, torch.unique(held))
 
 
-def evaluate(tail: nn.Module, theta: Vector, test: Features, unseen: torch.Tensor) -> Evaluation:
+def evaluate(
+    tail: nn.Module, theta: Vector, test: Features, unseen: torch.Tensor | None = None
+) -> Evaluation:
     """Score ``theta`` in ``tail`` on all test images.
 
     Parameters
@@ -316,17 +323,24 @@ def evaluate(tail: nn.Module, theta: Vector, test: Features, unseen: torch.Tenso
         The trained parameters.
     test : Features
         N test images.
-    unseen : (N,) bool tensor
-        For each test image, whether the peer holds no training image of that image's class.
+    unseen : (N,) bool tensor, optional
+        For each test image, whether the peer holds no training image of that image's class; if images have
+        several labels, (C,), whether the peer holds no training image with the label.
+        None: nothing is unseen.
     """
     return scores_of(answers_of(tail, theta, test), unseen)
 
 
-def scores_of(given: Answers, unseen: torch.Tensor) -> Evaluation:
+def scores_of(given: Answers, unseen: torch.Tensor | None = None) -> Evaluation:
     """Return the scores of answers; ``unseen`` is that of :func:`evaluate`."""
     if not len(given.labels):
         return Evaluation(math.nan, math.nan, None, None)
+    # Of several labels the columns are scored, of which some are unseen.
     correct = (given.predicted == given.labels).double()
+    if correct.ndim == 2:
+        correct = correct.T
+    if unseen is None:
+        unseen = torch.zeros(len(correct), dtype=torch.bool)
     return Evaluation(
         loss=float(given.losses.mean()),
         accuracy=float(correct.mean()),
@@ -342,17 +356,18 @@ def answers_of(tail: nn.Module, theta: Vector, test: Features, *, probabilities:
     """
     tail.eval()
     _set(trained_parameters(tail), theta)
-    losses, answers, truth = [torch.empty(0, dtype=torch.double)], [_NONE], [_NONE]
+    none, several = test.labels[:0].cpu(), test.labels.ndim == 2
+    losses, answers, truth = [torch.empty(0, dtype=torch.double)], [none], [none]
     likely = list[torch.Tensor]()
     with torch.inference_mode():
         for start in range(0, len(test), EVALUATION_BATCH):
             inputs, labels = test.read(np.arange(start, min(start + EVALUATION_BATCH, len(test))))
             logits = tail(*inputs)
-            losses.append(nn.functional.cross_entropy(logits, labels, reduction="none").cpu().double())
-            answers.append(logits.argmax(dim=1).cpu())
+            losses.append(image_loss(logits, labels, "none").cpu().double())
+            answers.append(decisions(logits, several=several).cpu())
             truth.append(labels.cpu())
             if probabilities:
-                likely.append(logits.cpu().double().softmax(dim=1))
+                likely.append(probabilities_of(logits.cpu().double(), several=several))
     found = None
     if probabilities:
         found = torch.cat(likely) if likely else torch.empty((0, 0), dtype=torch.double)
@@ -363,12 +378,12 @@ def prediction_rows(images: Sequence[str], classes: Sequence[str], answers: Answ
     """Yield the rows of a table of answers, the header first.
 
     A row has the image, the names of its true class and of the answer, and the probability of each class,
-    each a text that gives the float64 back to the last bit.
+    each a text that gives the float64 back to the last bit. Of several labels the names have | between them.
     """
     labels, predicted, probabilities = answers.arrays
     yield ["image", "truth", "predicted", *(f"p({name})" for name in classes)]
     for image, label, answer, likely in zip(images, labels, predicted, probabilities, strict=True):
-        yield [image, classes[label], classes[answer], *map(repr, likely.tolist())]
+        yield [image, named(label, classes), named(answer, classes), *map(repr, likely.tolist())]
 
 
 def _set(trained: list[nn.Parameter], theta: Vector) -> None:

@@ -31,6 +31,7 @@ from p2pft_flower.config import LearningConfig
 from p2pft_flower.errors import ConfigError
 from p2pft_flower.learning.data.batches import PoissonBatches
 from p2pft_flower.learning.draws import seeded
+from p2pft_flower.learning.losses import image_loss
 from p2pft_flower.learning.model.modes import training
 from p2pft_flower.learning.settings import no_accountant
 from p2pft_flower.learning.store.features import Features
@@ -255,7 +256,7 @@ class ClippedGradients:
     ) -> torch.Tensor:
         alone = tuple(tensor.unsqueeze(0) for tensor in inputs)
         logits = torch.func.functional_call(self._tail, trained, alone)
-        return nn.functional.cross_entropy(logits, label.unsqueeze(0))
+        return image_loss(logits, label.unsqueeze(0))
 
     def total(
         self, inputs: Sequence[torch.Tensor], labels: torch.Tensor
@@ -266,15 +267,15 @@ class ClippedGradients:
         ----------
         inputs : sequence of (B, …) float32 tensors
             The tail's inputs, B ≥ 1.
-        labels : (B,) int64 tensor
-            Classes.
+        labels : (B,) or (B, C) int64 tensor
+            Classes; or 0 and 1, whether each image has each label.
 
         Returns
         -------
         total : (q,) float32 tensor
             The sum, in the order of ``named_parameters``.
         losses : (B,) float32 tensor
-            Cross-entropy of each image.
+            The loss of each image (:func:`image_loss`).
         """
         parameters = dict(self._tail.named_parameters())
         trained = {name: parameters[name].detach() for name in self._names}

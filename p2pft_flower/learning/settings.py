@@ -17,7 +17,9 @@ from p2pft_flower.learning.data.dataset_names import (
     is_users_own,
     refuse_data_dir,
     require_data,
+    several_labels_in,
 )
+from p2pft_flower.learning.data.label_arrays import check_several
 from p2pft_flower.learning.data.partitions import check_partition
 from p2pft_flower.learning.model.class_texts import check_prompts
 from p2pft_flower.learning.model.devices import check_device
@@ -126,6 +128,8 @@ def require_here(config: LearningConfig, n: int, places: Sequence[Path] = ()) ->
         check_weights(config.model, config.weights, here=True)
     check_device(config.device)
     require_data(config.dataset, config.data_dir, download=config.download, peers=range(n))
+    if (several := several_labels_in(config.dataset, config.data_dir)) is not None:
+        check_several(config, several=several)
     _require_texts(config)
     check_partition(config.partition, n, classes_of(config.dataset))
     columns = None if config.sited else columns_of(config.dataset)

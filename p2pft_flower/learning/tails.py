@@ -100,10 +100,15 @@ class Tail:
         holdings = self.workload.holdings
         found = None
         if level is not None:
+            if self.workload.holdings.several_labels:
+                raise ConfigError(
+                    f"{self.file}: its images have several labels each, but --ci is for images of "
+                    "one class: leave it out"
+                )
             found = intervals(*answers.arrays, level=level, seed=self.workload.config.seed)
         names = holdings.test_names(holdings.test_positions)
         return TailScores(
-            scores_of(answers, torch.zeros(len(answers.labels), dtype=torch.bool)),
+            scores_of(answers),
             answers.by_class(holdings.classes),
             found,
             prediction_rows(names, holdings.classes, answers),

@@ -116,6 +116,11 @@ class Workload:
         return ImageModel(self.config, self.holdings.classes)
 
     @property
+    def loss(self) -> str:
+        """The loss of an image: ``"ce"``, or ``"bce"`` if an image may have several labels."""
+        return "bce" if self.holdings.several_labels else "ce"
+
+    @property
     def model(self) -> nn.Module:
         """The whole model with its new head; frozen, in eval mode."""
         return self.network.model
@@ -180,7 +185,8 @@ class Workload:
 
     def frozen_facts(self) -> dict[str, str]:
         """Return the facts that decide the frozen part's output; they must agree on all machines."""
-        return {**self.network.facts, "model digest": self.model_digest}
+        several = {"loss": self.loss} if self.holdings.several_labels else {}
+        return {**self.network.facts, "model digest": self.model_digest, **several}
 
     @cached_property
     def meeting_digest(self) -> str:
@@ -344,8 +350,7 @@ class Workload:
         return self._score(theta, self.features(peer))
 
     def _score(self, theta: npt.NDArray[np.float32], images: Features) -> Evaluation:
-        nothing = torch.zeros(len(images), dtype=torch.bool)
-        return evaluate(share_copy(self.tail), theta, images, nothing)
+        return evaluate(share_copy(self.tail), theta, images)
 
     def metadata(self) -> dict[str, str]:
         """Return the settings and digests, as text, with which ``p2pft evaluate`` scores a tail again."""
@@ -358,6 +363,7 @@ class Workload:
             "classes": json.dumps(self.holdings.classes),
             "threads": str(torch.get_num_threads()),  # roundings depend on them
             **settings,
+            "loss": self.loss,  # labels of the other kind are refused
         }
         if isinstance(self.network, FeatureModel):
             told["width"] = str(self.network.width)

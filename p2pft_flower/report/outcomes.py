@@ -16,6 +16,15 @@ from p2pft_flower.typed import plain
 
 __all__ = ["Reached", "how_far", "run_results"]
 
+_OF_CLASSES = (
+    "balanced_accuracy",
+    "macro_f1",
+    "calibration_error",
+    "macro_auroc",
+    "macro_average_precision",
+)
+"""The scores by class that a run's summary has."""
+
 
 class Reached(NamedTuple):
     """What is known of a peer that has not come to the end of its run.
@@ -146,7 +155,7 @@ def run_results(
             },
             **{
                 key: summary([p["class_scores"] and p["class_scores"][key] for p in peers])
-                for key in ("balanced_accuracy", "macro_f1", "calibration_error")
+                for key in _OF_CLASSES
             },
         },
         "consensus_error": consensus,

@@ -126,6 +126,8 @@ def run_table(results: dict[str, Any]) -> str:
     # A peer with a folder of its own is scored on the test images there.
     own = f"accuracy, each on its own test {samples_word(results['config'])}"
     on_all = own if results["partition"] == "own" else "accuracy on all classes"
+    if any((peer.get("class_scores") or {}).get("several_labels") for peer in results["peers"]):
+        on_all = on_all.replace("accuracy", "accuracy (share of right decisions on labels)")
     for key, what in (("accuracy", on_all), ("accuracy_unseen", "on classes never seen")):
         s = results["summary"][key]
         if s is not None:
@@ -149,15 +151,22 @@ def _class_lines(results: Mapping[str, Any]) -> list[str]:
     """Return a line on balanced accuracy and the lowest recall of a class; none if no peer has them."""
     told = [(peer["name"], peer.get("class_scores")) for peer in results["peers"]]
     s = results["summary"].get("balanced_accuracy")
-    scored = [(name, scores) for name, scores in told if scores is not None]
+    scored = [(name, scores) for name, scores in told if scores and scores["lowest_recall"] is not None]
     if s is None or not scored:
         return []
     name, worst = min(scored, key=lambda one: float(one[1]["lowest_recall"]))
     recall, images = worst["lowest_recall"], worst["lowest_support"]
     what = samples_word(results["config"])
+    ranked = results["summary"].get("macro_auroc")
+    auroc = (
+        f"mean AUROC of the labels: mean {ranked['mean']:.4f}, min {ranked['min']:.4f}, "
+        f"max {ranked['max']:.4f}; "
+        if ranked
+        else ""
+    )
     return [
-        f"balanced accuracy: mean {s['mean']:.4f}, min {s['min']:.4f}, max {s['max']:.4f}; lowest recall "
-        f"{recall:.4f}: class {printable(worst['lowest_class'])} ({images} test {what}), peer {name}"
+        f"{auroc}balanced accuracy: mean {s['mean']:.4f}, min {s['min']:.4f}, max {s['max']:.4f}; lowest "
+        f"recall {recall:.4f}: class {printable(worst['lowest_class'])} ({images} test {what}), peer {name}"
     ]
 
 

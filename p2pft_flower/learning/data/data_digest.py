@@ -12,6 +12,7 @@ import numpy.typing as npt
 import xxhash
 
 from p2pft_flower.facts import ListedImage
+from p2pft_flower.learning.data.label_arrays import draw_groups, has_several, named
 from p2pft_flower.learning.data.looking import each
 from p2pft_flower.learning.data.splits import Split
 
@@ -67,6 +68,8 @@ def images_digest(
 
     for name in classes:
         add(_bytes(name))
+    if has_several(split.labels):
+        add(b"several labels")
     add(np.ascontiguousarray(split.labels[positions], dtype="<i8").tobytes())
     if split.vectors is not None:
         add(np.ascontiguousarray(split.vectors[positions], dtype="<f4").tobytes())
@@ -101,7 +104,7 @@ def listed_images(
     return tuple(
         ListedImage(
             str(Path(split.files[index]).absolute()).encode(errors="backslashreplace").decode(),
-            classes[split.labels[index]],
+            named(split.labels[index], classes),
             _size(split.files[index]),
             contents[index].hex() if index in contents else "",
         )
@@ -113,7 +116,7 @@ def _contents(
     split: Split, files: Sequence[Path], positions: npt.NDArray[np.int64], seen: dict[int, bytes]
 ) -> dict[int, bytes]:
     """Return the digests of the contents of some of the files, by position; they are added to ``seen``."""
-    opened = _over_classes(split.labels, positions).tolist()
+    opened = _over_classes(draw_groups(split.labels), positions).tolist()
     left = [index for index in opened if index not in seen]
     with closing(each(lambda index: _content(files[index]), left, "sampled")) as contents:
         for index, content in contents:

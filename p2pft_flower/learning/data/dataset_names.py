@@ -15,6 +15,7 @@ from p2pft_flower.learning.data.medmnist_files import (
     MEDMNIST,
     check_medmnist_name,
     medmnist_classes,
+    medmnist_has_several,
     require_medmnist,
 )
 from p2pft_flower.learning.data.names import in_order, some_names
@@ -39,6 +40,7 @@ __all__ = [
     "refuse_data_dir",
     "require_data",
     "require_parts",
+    "several_labels_in",
 ]
 
 BUILT_IN = ("digits",)
@@ -211,6 +213,29 @@ def columns_of(dataset: str) -> Columns | None:
     if dataset.startswith(TABLE):
         return table_columns(dataset.removeprefix(TABLE))
     return {} if dataset in (*BUILT_IN, *TORCHVISION) or dataset.startswith((*_PLACES, MEDMNIST)) else None
+
+
+def several_labels_in(dataset: str, data_dir: str) -> bool | None:
+    """Return whether images may have several labels, if that is known without reading images, else None.
+
+    Parameters
+    ----------
+    dataset, data_dir : str
+        The run-config's values; if the dataset is a file, it must exist. With a file for each peer the result
+        is None.
+
+    Raises
+    ------
+    DataError
+        When the file cannot be read.
+    """
+    if dataset in (*BUILT_IN, *TORCHVISION) or dataset.startswith((FOLDER, HF)):
+        return False
+    if dataset.startswith(MEDMNIST):
+        return medmnist_has_several(require_medmnist(dataset, data_dir))
+    if dataset.startswith(TABLE) and "{peer}" not in dataset:
+        return read_table(dataset.removeprefix(TABLE)).several
+    return None
 
 
 def require_data(dataset: str, data_dir: str, *, download: bool, peers: Sequence[int]) -> None:

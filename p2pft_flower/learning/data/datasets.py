@@ -23,6 +23,7 @@ from p2pft_flower.learning.data.feature_files import features
 from p2pft_flower.learning.data.hf_sets import hf_dataset
 from p2pft_flower.learning.data.image_folders import folder
 from p2pft_flower.learning.data.images import array_content
+from p2pft_flower.learning.data.label_arrays import SEPARATOR, has_several, held_classes
 from p2pft_flower.learning.data.medmnist_files import MEDMNIST, medmnist
 from p2pft_flower.learning.data.names import some_names
 from p2pft_flower.learning.data.own_images import require_image
@@ -146,6 +147,31 @@ def _users_own(name: str, data_dir: str) -> Dataset:
     return replace(own, train=train, test=test)
 
 
+def _check_several(name: str, part: str, labels: npt.NDArray[np.int64], classes: Sequence[str]) -> None:
+    """Refuse labels of a split, (N, C), that are not 0 and 1 for each class.
+
+    Raises
+    ------
+    DataError
+        When they are others, there is no image, or a class has a name that no list of labels can hold.
+    """
+    what = f"dataset = {name!r}: the labels of its {part} split"
+    if not len(labels):
+        raise DataError(f"dataset = {name!r}: its {part} split has no images")
+    if labels.shape[1] != len(classes):
+        raise DataError(
+            f"{what} are {labels.shape}, but there are {len(classes)} classes: give a column each"
+        )
+    wrong = np.flatnonzero(((labels != 0) & (labels != 1)).any(axis=1))
+    if len(wrong):
+        raise DataError(f"{what} are of several an image, but row {wrong[0]} has others than 0 and 1")
+    if odd := [name for name in classes if SEPARATOR in name]:
+        raise DataError(
+            f"{what} are of several an image, and the class {odd[0]!r} has {SEPARATOR} in its name, which "
+            "separates names: rename it"
+        )
+
+
 def _checked(name: str, dataset: object) -> Dataset:
     if not isinstance(dataset, Dataset):
         raise ConfigError(
@@ -154,8 +180,11 @@ def _checked(name: str, dataset: object) -> Dataset:
     splits: Sequence[tuple[str, Split]] = (("train", dataset.train), ("test", dataset.test))
     for part, split in splits:
         labels = split.labels
-        if not isinstance(labels, np.ndarray) or labels.dtype != np.int64 or labels.ndim != 1:
+        if not isinstance(labels, np.ndarray) or labels.dtype != np.int64 or labels.ndim not in (1, 2):
             raise DataError(f"dataset = {name!r}: the labels of its {part} split are not an (N,) int64 array")
+        if has_several(labels):
+            _check_several(name, part, labels, dataset.classes)
+            continue
         outside = set(np.unique(labels).tolist()) - set(range(len(dataset.classes)))
         if outside or len(split) == 0:
             what = (
@@ -164,7 +193,11 @@ def _checked(name: str, dataset: object) -> Dataset:
                 else "no images"
             )
             raise DataError(f"dataset = {name!r}: its {part} split has {what}")
-    held = set(np.unique(dataset.train.labels).tolist())
+    if dataset.several_labels != has_several(dataset.test.labels):
+        raise DataError(
+            f"dataset = {name!r}: the labels of its splits are (N,) of one split, (N, C) of the other"
+        )
+    held = set(held_classes(dataset.train.labels).tolist())
     absent = [c for label, c in enumerate(dataset.classes) if label not in held]
     if absent:
         raise DataError(

@@ -1,7 +1,8 @@
 """Datasets of features: arrays that a model made of images, slides or scans elsewhere, with labels.
 
 A file is a ``.safetensors`` or an ``.npz`` with the arrays ``train.features`` (N, D) and ``train.labels``
-(N,), and the same two of ``test``. Names of the classes are a JSON list in the metadata's ``classes`` of a
+(N,), and the same two of ``test``. Labels may also be (N, C) of 0 and 1: whether a sample has each of
+several labels. Names of the classes are a JSON list in the metadata's ``classes`` of a
 safetensors file, and an array of texts ``classes`` in an npz.
 """
 
@@ -17,6 +18,7 @@ import numpy.typing as npt
 
 from p2pft_flower.errors import DataError
 from p2pft_flower.learning.data.array_files import SUFFIXES, read_arrays
+from p2pft_flower.learning.data.label_arrays import has_several, held_classes
 from p2pft_flower.learning.data.names import look_alikes, some_names
 from p2pft_flower.learning.data.splits import Dataset, Split
 
@@ -86,7 +88,8 @@ def features(path: str, *, site: bool = False) -> Dataset:
     arrays, classes = found.arrays, found.names
     if site and not any(name.startswith("test.") for name in arrays):
         width = np.shape(arrays.get("train.features", np.empty((0, 0))))[-1]
-        arrays |= {"test.features": np.empty((0, width), np.float32), "test.labels": np.empty(0, np.int64)}
+        none = np.empty((0, *np.shape(arrays.get("train.labels", ()))[1:]), np.int64)
+        arrays |= {"test.features": np.empty((0, width), np.float32), "test.labels": none}
     if missing := [name for name in _ARRAYS if name not in arrays]:
         raise DataError(f"{file}: it has no array {', '.join(missing)}; it has {some_names([*arrays])}")
     if classes is None:
@@ -103,7 +106,11 @@ def features(path: str, *, site: bool = False) -> Dataset:
     for part, split in (("train", train), ("test", test)):
         if not len(split) and (part == "train" or not site):
             raise DataError(f"{file}: {part}.features has no row")
-    held = set(train.labels.tolist())
+    if has_several(train.labels) != has_several(test.labels):
+        raise DataError(
+            f"{file}: train.labels has the shape {train.labels.shape}, test.labels {test.labels.shape}"
+        )
+    held = set(held_classes(train.labels).tolist())
     absent = [name for label, name in enumerate(classes) if label not in held]
     if absent and not site:
         raise DataError(
@@ -117,6 +124,8 @@ def features(path: str, *, site: bool = False) -> Dataset:
 
 def _numbered(file: Path, labels: npt.NDArray[Any]) -> tuple[str, ...]:
     """Return the labels as names; each must have a training sample, so there are no more than samples."""
+    if labels.ndim == 2:
+        return tuple(str(label) for label in range(labels.shape[1]))
     highest = int(labels.max(initial=0)) if labels.dtype.kind in "iu" and labels.size else 0
     if highest >= max(1, labels.size):
         raise DataError(
@@ -133,10 +142,12 @@ def _split(file: Path, arrays: Mapping[str, npt.NDArray[Any]], part: str, classe
             f"{file}: {part}.features is {vectors.shape} of {vectors.dtype}; it must be (N, D) of float16, "
             "float32 or float64"
         )
-    if labels.shape != vectors.shape[:1] or labels.dtype.kind not in "iu":
+    fits = labels.shape in ((len(vectors),), (len(vectors), len(classes)))
+    if not fits or labels.dtype.kind not in "iu":
         raise DataError(
             f"{file}: {part}.labels is {labels.shape} of {labels.dtype}; it must be ({len(vectors)},) whole "
-            f"numbers, a label for each row of {part}.features"
+            f"numbers, a label for each row of {part}.features, or ({len(vectors)}, {len(classes)}) of 0 and "
+            "1, whether a row has each of several labels"
         )
     with np.errstate(over="ignore"):  # such numbers are refused below
         numbers = vectors.astype(np.float32)
@@ -146,6 +157,11 @@ def _split(file: Path, arrays: Mapping[str, npt.NDArray[Any]], part: str, classe
             f"{file}: row {broken[0]} of {part}.features has NaN or an infinite number (in float32), as have "
             f"{len(broken)} rows in all"
         )
+    if has_several(labels):
+        wrong = np.flatnonzero(((labels != 0) & (labels != 1)).any(axis=1))
+        if len(wrong):
+            raise DataError(f"{file}: row {wrong[0]} of {part}.labels has others than 0 and 1")
+        return Split.of_vectors(numbers, labels.astype(np.int64))
     outside = np.flatnonzero((labels < 0) | (labels >= len(classes)))
     if len(outside):
         raise DataError(

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from p2pft_flower.errors import DataError
+from p2pft_flower.learning.data.label_arrays import draw_groups
 from p2pft_flower.learning.data.splits import Dataset
 
 __all__ = ["held_out"]
@@ -21,7 +22,8 @@ def held_out(data: Dataset, share: float, seed: int) -> Dataset:
         The images; its test images are left out.
     share : float
         Share of each class that is held out, in (0, 1), rounded; at least one image of a class, and at least
-        one is left to train on. A class with a single image keeps it and is not scored.
+        one is left to train on. A class with a single image keeps it and is not scored. If images have
+        several labels, an image counts for the rarest of its labels, and images without a label for none.
     seed : int
         Number that decides the draw.
 
@@ -31,10 +33,10 @@ def held_out(data: Dataset, share: float, seed: int) -> Dataset:
         When no class has two training images.
     """
     rng = np.random.default_rng(seed)
-    labels = data.train.labels
+    groups = draw_groups(data.train.labels)
     chosen = []
-    for label in range(len(data.classes)):
-        of_class = rng.permutation(np.flatnonzero(labels == label))
+    for group in range(len(data.classes) + 1):
+        of_class = rng.permutation(np.flatnonzero(groups == group))
         number = min(max(1, round(share * len(of_class))), len(of_class) - 1)
         chosen.append(of_class[: max(0, number)])
     scored = np.sort(np.concatenate(chosen))
@@ -43,5 +45,5 @@ def held_out(data: Dataset, share: float, seed: int) -> Dataset:
             f"validation = {share:g}: no class of {data.name!r} has two training images, one to train on and "
             "one to hold out"
         )
-    left = np.setdiff1d(np.arange(len(labels)), scored)
+    left = np.setdiff1d(np.arange(len(groups)), scored)
     return replace(data, train=data.train.at(left), test=data.train.at(scored))

@@ -22,6 +22,7 @@ from p2pft_flower.learning.data.data_digest import images_digest, listed_images
 from p2pft_flower.learning.data.dataset_names import refuse_data_dir
 from p2pft_flower.learning.data.datasets import load_dataset
 from p2pft_flower.learning.data.held_out import held_out
+from p2pft_flower.learning.data.label_arrays import check_several, held_classes
 from p2pft_flower.learning.data.names import some_names
 from p2pft_flower.learning.data.partitions import Partition, draw_shots, partition_images, resolve_partition
 from p2pft_flower.learning.data.peer_data import PeerData
@@ -121,6 +122,7 @@ class Holdings:
             ).within(self._most)
             if config.validation:
                 found = held_out(found, config.validation, config.seed)
+        check_several(config, several=found.several_labels)
         if self._classes is not None and tuple(self._classes) != found.classes:
             raise DataError(
                 f"dataset = {config.dataset!r} has the classes {some_names(found.classes)}, but the model "
@@ -243,6 +245,11 @@ class Holdings:
         return statistics_of(self.pictures.train, self.partition[peer], f"peer {peer}'s")
 
     @property
+    def several_labels(self) -> bool:
+        """Whether an image may have several labels, or none, instead of one class."""
+        return self.dataset.several_labels
+
+    @property
     def classes(self) -> tuple[str, ...]:
         """Names of the classes, in the order of the head's outputs."""
         return self.dataset.classes if self._classes is None else tuple(self._classes)
@@ -259,7 +266,14 @@ class Holdings:
         config = self.config
         dealt = not config.sited and config.partition.startswith(("auto", BY))
         columns = self.dataset.train.columns if dealt else {}
-        spec = resolve_partition(config.partition, config.dataset, self.n, self.classes, columns)
+        spec = resolve_partition(
+            config.partition,
+            config.dataset,
+            self.n,
+            self.classes,
+            columns,
+            several=dealt and self.several_labels,
+        )
         if self.config.stream and not self.config.sited and not spec.startswith("classes:"):
             raise ConfigError(
                 f"stream = true: with {self.n} peers and {len(self.classes)} classes, partition = auto means "
@@ -307,7 +321,7 @@ class Holdings:
                         "(the warnings above name them); repair them, or run without this peer"
                     )
         labels = self.dataset.train.labels
-        lost = sorted(set(labels.tolist()) - set(labels[left].tolist()))
+        lost = np.setdiff1d(held_classes(labels), held_classes(labels[left])).tolist()
         if lost:
             raise DataError(
                 f"dataset = {self.config.dataset!r}: no training image can be read of the classes "
@@ -368,7 +382,7 @@ class Holdings:
     def _check_test(self, positions: npt.NDArray[np.int64], whose: str) -> None:
         if not len(positions):
             raise DataError(f"{whose}no test image can be read (the warnings above name them); repair them")
-        held = set(self.dataset.test.labels[positions].tolist())
+        held = set(held_classes(self.dataset.test.labels[positions]).tolist())
         absent = [name for label, name in enumerate(self.classes) if label not in held]
         if absent:
             log.warning("%sno test image of the classes %s: they are not scored", whose, some_names(absent))
@@ -430,7 +444,7 @@ class Holdings:
     def data(self, peer: int) -> PeerData:
         """Return ``peer``'s share of the images, in numbers and digests."""
         train, mine = self.dataset.train, self.partition[peer]
-        labels = np.unique(train.labels[mine])
+        labels = held_classes(train.labels[mine])
         return PeerData(
             len(mine),
             tuple(self.dataset.classes[c] for c in labels),

@@ -1,7 +1,8 @@
 """MedMNIST's files, of every size: ``pathmnist.npz``, ``pathmnist_64.npz``, …, read without its package.
 
 A file has the arrays ``train_images`` (N, H, W) or (N, H, W, 3) and ``train_labels`` (N, 1), and the same two
-of ``val`` and of ``test``. The peers train on ``train`` and are scored on ``test``; ``val`` is not used, as
+of ``val`` and of ``test``. Labels of shape (N, C) are 0 and 1: whether an image has each of several labels.
+ The peers train on ``train`` and are scored on ``test``; ``val`` is not used, as
 published figures have it: it is neither trained on nor scored.
 """
 
@@ -17,13 +18,21 @@ import numpy.typing as npt
 
 from p2pft_flower.errors import ConfigError, DataError, did_you_mean
 from p2pft_flower.learning.data.images import array_content
+from p2pft_flower.learning.data.label_arrays import has_several
 from p2pft_flower.learning.data.medmnist_names import NAMES
 from p2pft_flower.learning.data.names import some_names
 from p2pft_flower.learning.data.npz_members import Head, heads_in, member
 from p2pft_flower.learning.data.splits import Dataset, Split
 from p2pft_flower.learning.data.torchvision_folders import data_root
 
-__all__ = ["MEDMNIST", "check_medmnist_name", "medmnist", "medmnist_classes", "require_medmnist"]
+__all__ = [
+    "MEDMNIST",
+    "check_medmnist_name",
+    "medmnist",
+    "medmnist_classes",
+    "medmnist_has_several",
+    "require_medmnist",
+]
 
 MEDMNIST = "medmnist:"
 """The beginning of a ``dataset`` that is a file of MedMNIST; the file's name without .npz follows."""
@@ -51,6 +60,11 @@ def check_medmnist_name(dataset: str) -> None:
         )
 
 
+def medmnist_has_several(file: Path) -> bool:
+    """Return whether an image of a file of MedMNIST may have several labels; only heads are read."""
+    return _labels_an_image(heads_in(file, _WHAT)["train_labels"].shape[1:]) > 1
+
+
 def medmnist_classes(dataset: str) -> tuple[str, ...] | None:
     """Return the names that MedMNIST gives a dataset's classes; None if it gives none."""
     return NAMES.get(re.sub(r"_\d+$", "", dataset.removeprefix(MEDMNIST)))
@@ -70,7 +84,7 @@ def require_medmnist(dataset: str, data_dir: str) -> Path:
     ------
     DataError
         When there is no such file or it cannot be read, an array is missing or of another shape or type, or
-        the images are volumes or have several labels each; the message names the file and the array.
+        the images are volumes; the message names the file and the array.
     """
     name, root = dataset.removeprefix(MEDMNIST), data_root(data_dir)
     file = root / f"{name}.npz"
@@ -87,10 +101,16 @@ def require_medmnist(dataset: str, data_dir: str) -> Path:
         if missing := [array for array in wanted if array not in heads]:
             raise DataError(f"{file}: it has no array {', '.join(missing)}; it has {some_names([*heads])}")
         _check(file, part, *(heads[array] for array in wanted))
-    train, test = (heads[f"{part}_images"].shape[1:] for part in _PARTS)
-    if train != test:
-        raise DataError(f"{file}: train_images are {train} each, but test_images {test}")
+    for what in ("images", "labels"):
+        train, test = (heads[f"{part}_{what}"].shape[1:] for part in _PARTS)
+        if train != test and (what == "images" or _labels_an_image(train) != _labels_an_image(test)):
+            raise DataError(f"{file}: train_{what} are {train} each, but test_{what} {test}")
     return file
+
+
+def _labels_an_image(shape: tuple[int, ...]) -> int:
+    """Return C of labels of several an image by the ``shape`` of one image's; 1: each image has one class."""
+    return shape[0] if shape else 1
 
 
 def _check(file: Path, part: str, images: Head, labels: Head) -> None:
@@ -106,15 +126,12 @@ def _check(file: Path, part: str, images: Head, labels: Head) -> None:
             f"{file}: {part}_images is {shape} of {images.dtype}; it must be (N, H, W) or (N, H, W, 3) of "
             "uint8"
         )
-    if len(labels.shape) == 2 and labels.shape[1] > 1:
-        raise DataError(
-            f"{file}: {part}_labels is {labels.shape}: several labels an image, as ChestMNIST has, which are "
-            "not read here; choose a file with one label an image"
-        )
-    if labels.shape not in ((shape[0], 1), (shape[0],)) or labels.dtype.kind not in "iu":
+    fits = len(labels.shape) in (1, 2) and labels.shape[0] == shape[0] and 0 not in labels.shape[1:]
+    if not fits or labels.dtype.kind not in "iu":
         raise DataError(
             f"{file}: {part}_labels is {labels.shape} of {labels.dtype}; it must be ({shape[0]}, 1) whole "
-            f"numbers, a label for each of {part}_images"
+            f"numbers, a label for each of {part}_images, or ({shape[0]}, C) of 0 and 1, whether it has each "
+            "of C labels"
         )
 
 
@@ -129,7 +146,7 @@ def medmnist(dataset: str, data_dir: str) -> Dataset:
         As :func:`require_medmnist` does; also when an array is damaged.
     """
     file = require_medmnist(dataset, data_dir)
-    labels = {part: member(file, f"{part}_labels", _WHAT).reshape(-1).astype(np.int64) for part in _PARTS}
+    labels = {part: _labels(file, part) for part in _PARTS}
     held = heads_in(file, _WHAT).get("val_labels")
     if held is not None and held.shape:
         log.info("%s: its %d validation images (val) are neither trained on nor scored", file, held.shape[0])
@@ -140,8 +157,16 @@ def medmnist(dataset: str, data_dir: str) -> Dataset:
     return Dataset(dataset, names, train, test)
 
 
+def _labels(file: Path, part: str) -> npt.NDArray[np.int64]:
+    """Return the labels of a split: (N,), or (N, C) if an image may have several."""
+    found = member(file, f"{part}_labels", _WHAT).astype(np.int64)
+    return found if _labels_an_image(found.shape[1:]) > 1 else found.reshape(-1)
+
+
 def _numbered(file: Path, labels: npt.NDArray[np.int64]) -> tuple[str, ...]:
     """Return the labels as names; each must have a training image, so there are no more than images."""
+    if has_several(labels):
+        return tuple(str(label) for label in range(labels.shape[1]))
     highest = int(labels.max(initial=0))
     if highest >= max(1, len(labels)):
         raise DataError(

@@ -17,6 +17,10 @@ NAMES = {
         *("adipose", "background", "debris", "lymphocytes", "mucus", "smooth muscle", "normal colon mucosa"),
         *("cancer-associated stroma", "colorectal adenocarcinoma epithelium"),
     ),
+    "chestmnist": (
+        *("atelectasis", "cardiomegaly", "effusion", "infiltration", "mass", "nodule", "pneumonia"),
+        *("pneumothorax", "consolidation", "edema", "emphysema", "fibrosis", "pleural", "hernia"),
+    ),
     "dermamnist": (
         *("actinic keratoses and intraepithelial carcinoma", "basal cell carcinoma"),
         *("benign keratosis-like lesions", "dermatofibroma", "melanoma", "melanocytic nevi"),

@@ -51,13 +51,20 @@ log = logging.getLogger(__name__)
 
 
 def resolve_partition(
-    spec: str, dataset: str, n: int, classes: Sequence[str], columns: Columns | None = None
+    spec: str,
+    dataset: str,
+    n: int,
+    classes: Sequence[str],
+    columns: Columns | None = None,
+    *,
+    several: bool = False,
 ) -> str:
     """Return the partition that ``auto`` means for ``n`` peers and these classes; else ``spec`` itself.
 
     ``auto`` means the peers' own folders if the dataset has a folder for each, else the column ``peer`` or
-    ``site`` if it has one, else the ranges of Table 1, else disjoint classes if there are enough, else
-    Dirichlet. ``by:COLUMN`` becomes ``by:COLUMN=VALUE,VALUE,…``, with the values in the peers' order.
+    ``site`` if it has one, else ``iid`` if images have ``several`` labels each, else the ranges of Table 1,
+    else disjoint classes if there are enough, else Dirichlet. ``by:COLUMN`` becomes
+    ``by:COLUMN=VALUE,VALUE,…``, with the values in the peers' order.
 
     Raises
     ------
@@ -72,8 +79,8 @@ def resolve_partition(
         return OWN
     if dealing := [name for name in DEALING if name in (columns or {})]:
         return resolve_by(BY + dealing[0], n, columns or {})
-    if (dataset, n) in TABLE_1:
-        return TABLE_1[dataset, n]
+    if several or (dataset, n) in TABLE_1:
+        return "iid" if several else TABLE_1[dataset, n]
     return even_groups(n, classes) if n <= len(classes) else f"dirichlet:{AUTO_DIRICHLET}"
 
 
@@ -170,8 +177,8 @@ def partition_images(
         that of the peer's number, counted round, and the others are drawn), ``"by:COLUMN=VALUE,VALUE"`` (one
         value a peer, as :func:`resolve_partition` returns it), or
         ``"my_module:my_partition"``: a callable ``(labels, n, seed) -> n arrays of positions``.
-    labels : (N,) int64 array
-        Classes of the training images.
+    labels : (N,) or (N, C) int64 array
+        Classes of the training images; or 0 and 1, whether each has each label.
     n : int
         Number of peers.
     classes : sequence of str

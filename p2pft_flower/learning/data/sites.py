@@ -93,7 +93,7 @@ def load_sites(name: str, peers: Sequence[int], data_dir: str = "", *, missing_o
     ------
     DataError
         When a folder or file cannot be used (the message names the peer), or two of them have different
-        classes (the message names both lists) or features of different lengths.
+        classes (the message names both lists), kinds of labels, or features of different lengths.
     """
     kind, _, place = name.partition(":")
     of_table = partial(table, data_dir=data_dir, missing_ok=missing_ok)
@@ -106,6 +106,12 @@ def load_sites(name: str, peers: Sequence[int], data_dir: str = "", *, missing_o
         except DataError as error:
             raise DataError(f"peer {peer}: {error}") from error
         first = folders[peers[0]]
+        if (several := folders[peer].several_labels) is not first.several_labels:
+            kinds = {True: "several labels an image", False: "one class an image"}
+            raise DataError(
+                f"the kinds of labels differ: {first.name} has {kinds[not several]}, {folders[peer].name} "
+                f"has {kinds[several]}: give all peers the same kind"
+            )
         if folders[peer].classes != first.classes:
             new = [c for c in folders[peer].classes if c not in first.classes]
             unseen = [differing_unseen(c, first.classes) for c in new]

@@ -14,6 +14,7 @@ from PIL import Image
 from p2pft_flower.errors import DataError
 from p2pft_flower.learning.data.decoding import REMEDY, UNREADABLE, decode, look_at
 from p2pft_flower.learning.data.images import file_content
+from p2pft_flower.learning.data.label_arrays import has_several
 from p2pft_flower.learning.data.pixels import Pixels, Source
 from p2pft_flower.learning.data.samples import Look
 
@@ -26,8 +27,8 @@ class Split:
 
     Attributes
     ----------
-    labels : (N,) int64 array
-        Class of each image.
+    labels : (N,) or (N, C) int64 array
+        Class of each image; or 0 and 1, whether each image has each label.
     read : callable
         Position ↦ the image as its reader has it: a PIL image, an (H, W) or (H, W, 1..4) array, or
         :class:`~p2pft_flower.learning.data.samples.Samples`. It may be called from several threads at once.
@@ -115,7 +116,7 @@ class Split:
 
     @classmethod
     def of_files(cls, files: Sequence[Path], labels: npt.NDArray[np.int64], most: int | None = None) -> Split:
-        """Return a split of the images of ``files``, with their ``labels``, (N,) int64.
+        """Return a split of the images of ``files``, with their ``labels``, (N,) or (N, C) int64.
 
         Images of more pixels than ``most`` cannot be read.
         """
@@ -138,7 +139,7 @@ class Split:
 
     @classmethod
     def of_vectors(cls, vectors: npt.NDArray[np.float32], labels: npt.NDArray[np.int64]) -> Split:
-        """Return a split without images, of the rows of ``vectors``, (N, D), with their ``labels``, (N,)."""
+        """Return a split without images, of the rows of ``vectors``, (N, D), with their ``labels``."""
 
         def read(index: int) -> Source:
             raise TypeError(f"sample {index} is a vector: there is no image")
@@ -224,6 +225,11 @@ class Dataset:
     def within(self, most: int) -> Dataset:
         """Return the dataset with ``most`` as the most pixels of an image (:meth:`Split.within`)."""
         return replace(self, train=self.train.within(most), test=self.test.within(most))
+
+    @property
+    def several_labels(self) -> bool:
+        """Whether an image may have several labels, or none, instead of one class."""
+        return has_several(self.train.labels)
 
     @property
     def width(self) -> int:

@@ -1,7 +1,8 @@
 """Tables of images as files: a CSV with a row an image, read and checked without opening an image.
 
-The columns ``image`` and ``label`` are needed. ``split`` says which rows are for the test; all columns, also
-those that mean nothing here, can deal the images out to peers (``partition = by:COLUMN``).
+The columns ``image`` and ``label``, or ``labels``, are needed. ``split`` says which rows are for the test;
+all columns, also those that mean nothing here, can deal the images out to peers (``partition =
+by:COLUMN``).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from p2pft_flower.errors import DataError, did_you_mean, printable
+from p2pft_flower.learning.data.label_arrays import SEPARATOR
 from p2pft_flower.learning.data.names import in_order, some_names
 
 __all__ = ["SUFFIXES", "Table", "read_table", "require_table_file", "table_classes", "table_columns"]
@@ -29,6 +31,9 @@ IMAGE = "image"
 
 LABELS = ("label", "target")
 """Columns with the image's class; if a table has both, the first counts."""
+
+SEVERAL = "labels"
+"""The column with the names of all labels of an image, if a table has none with its class."""
 
 SPLITS = ("split", "fold")
 """Columns that say which rows are for the test; if a table has both, the first counts."""
@@ -54,23 +59,28 @@ class Table:
         The table's file.
     lines : list of int
         The number of each row's line in the file, from 1.
-    images, labels : list of str
-        Each row's image and class, as the file has them but for blanks around; an image may be empty.
+    images : list of str
+        Each row's image, as the file has it but for blanks around; it may be empty.
+    labels : list of tuple of str
+        Each row's class; if an image may have ``several`` labels, these, perhaps none.
     test : list of bool
         Whether the row is for the test.
     split : str
         The name of the column that says so; empty if there is none, and all rows are for training.
     columns : mapping of str to list of str
         All columns by their names, in lower case.
+    several : bool
+        Whether an image may have several labels, or none.
     """
 
     file: Path
     lines: Sequence[int]
     images: Sequence[str]
-    labels: Sequence[str]
+    labels: Sequence[tuple[str, ...]]
     test: Sequence[bool]
     split: str
     columns: Mapping[str, Sequence[str]]
+    several: bool = False
 
     def __len__(self) -> int:
         return len(self.lines)
@@ -89,7 +99,9 @@ class Table:
     def classes(self) -> tuple[str, ...]:
         """The classes of the training rows, in natural order; also those of rows without an image."""
         return tuple(
-            in_order({label for label, test in zip(self.labels, self.test, strict=True) if not test})
+            in_order(
+                {name for row, test in zip(self.labels, self.test, strict=True) if not test for name in row}
+            )
         )
 
 
@@ -134,17 +146,19 @@ def read_table(path: str) -> Table:
     ------
     DataError
         When the table is missing, is no such file, lacks a column, or has a row with another number of cells,
-        no label, or a split that is neither train nor test; the message names file and line.
+        no label where each image has one, an empty name among several, or a split that is neither train nor
+        test; the message names file and line.
     """
     file = require_table_file(path)
     rows = _Rows(file, _text(file))
-    label, split = rows.column(LABELS), rows.column(SPLITS, needed=False)
+    label, split = rows.column((*LABELS, SEVERAL)), rows.column(SPLITS, needed=False)
+    several = label == SEVERAL
     lines, cells = rows.read()
     columns = {name: [row[place] for row in cells] for place, name in enumerate(rows.header) if name}
     if not lines:
         raise DataError(f"{file}: the table has no row below its first line")
     empty = [line for line, text in zip(lines, columns[label], strict=True) if not text]
-    if empty:
+    if empty and not several:
         raise DataError(
             f"{file}, line {empty[0]}: no {label}, as in {len(empty)} rows in all; give these images a "
             "class, or remove the rows"
@@ -152,7 +166,11 @@ def read_table(path: str) -> Table:
     test = [False] * len(lines)
     if split:
         test = [_is_test(file, line, split, word) for line, word in zip(lines, columns[split], strict=True)]
-    return Table(file, lines, columns[IMAGE], columns[label], test, split, columns)
+    labels = [
+        _names(file, line, text) if several else (text,)
+        for line, text in zip(lines, columns[label], strict=True)
+    ]
+    return Table(file, lines, columns[IMAGE], labels, test, split, columns, several)
 
 
 def table_columns(path: str) -> dict[str, npt.NDArray[np.object_]]:
@@ -260,6 +278,17 @@ class _Rows:
         except csv.Error as error:
             raise DataError(f"{self._file}, line {reader.line_num}: no row of a CSV ({error})") from error
         return lines, cells
+
+
+def _names(file: Path, line: int, cell: str) -> tuple[str, ...]:
+    """Return the names in a cell of several labels, each once."""
+    names = [name.strip() for name in cell.split(SEPARATOR)] if cell else []
+    if not all(names):
+        raise DataError(
+            f"{file}, line {line}: {SEVERAL} = {printable(cell)!r} has an empty name; give names with "
+            f"{SEPARATOR} between them, or leave the cell empty if the image has no label"
+        )
+    return tuple(dict.fromkeys(names))
 
 
 def _is_test(file: Path, line: int, column: str, word: str) -> bool:

@@ -9,10 +9,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from p2pft_flower.errors import DataError, printable
 from p2pft_flower.learning.data.image_folders import check_same_files
 from p2pft_flower.learning.data.images import picture_suffixes
+from p2pft_flower.learning.data.label_arrays import SEPARATOR
 from p2pft_flower.learning.data.names import differing_unseen, look_alikes, some_names
 from p2pft_flower.learning.data.splits import Dataset, Split
 from p2pft_flower.learning.data.table_files import Table, read_table
@@ -66,21 +68,33 @@ def table(
     places = _files(
         rows, Path(data_dir).expanduser() if data_dir else rows.file.parent, missing_ok=missing_ok
     )
-    number = {name: label for label, name in enumerate(classes)}
 
     def split(*, test: bool) -> Split:
         held = [row for row in range(len(rows)) if rows.images[row] and rows.test[row] is test]
         found = Split.of_files(
             [places[row] for row in held],
-            np.array([number[rows.labels[row]] for row in held], dtype=np.int64),
+            _label_array(rows, held, classes),
         )
         return replace(found, columns=rows.columns_at(held))
 
     train, tested = split(test=False), split(test=True)
     if not len(train):
         raise DataError(f"{rows.file}: no training image")
+    if not classes:
+        raise DataError(f"{rows.file}: no training row has a label; there is nothing to learn")
     check_same_files(rows.file, classes, train, tested)
     return Dataset(f"table:{path}", classes, train, tested)
+
+
+def _label_array(rows: Table, held: Sequence[int], classes: Sequence[str]) -> npt.NDArray[np.int64]:
+    """Return the labels of the rows ``held``: (N,), or (N, C) of 0 and 1 if images may have several."""
+    number = {name: label for label, name in enumerate(classes)}
+    if not rows.several:
+        return np.array([number[rows.labels[row][0]] for row in held], dtype=np.int64)
+    found = np.zeros((len(held), len(classes)), dtype=np.int64)
+    for place, row in enumerate(held):
+        found[place, [number[name] for name in rows.labels[row]]] = 1
+    return found
 
 
 def _check_labels(rows: Table, classes: Sequence[str], *, site: bool) -> None:
@@ -95,17 +109,19 @@ def _check_labels(rows: Table, classes: Sequence[str], *, site: bool) -> None:
     """
     known = set(classes)
     held = {
-        label
-        for label, image, test in zip(rows.labels, rows.images, rows.test, strict=True)
+        name
+        for names, image, test in zip(rows.labels, rows.images, rows.test, strict=True)
         if image and not test
+        for name in names
     }
-    for row, label in enumerate(rows.labels):
-        if label not in known:
-            raise DataError(
-                f"{rows.at(row)}: a test row of class {printable(label)!r}, which no training row "
-                f"has{differing_unseen(label, classes)}; the classes of these: {some_names(classes)}"
-            )
-        if not rows.images[row] and (not site or label in held or rows.test[row]):
+    for row, names in enumerate(rows.labels):
+        for label in names:
+            if label not in known:
+                raise DataError(
+                    f"{rows.at(row)}: a test row of class {printable(label)!r}, which no training row "
+                    f"has{differing_unseen(label, classes)}; the classes of these: {some_names(classes)}"
+                )
+        if not rows.images[row] and (not site or held & set(names) or rows.test[row]):
             raise DataError(
                 f"{rows.at(row)}: no image; only in a table of one peer (a path with {{peer}}) a training "
                 "row without an image may name a class that the peer does not hold"
@@ -148,7 +164,7 @@ def _files(rows: Table, root: Path, *, missing_ok: bool) -> list[Path]:
         if (before := first.setdefault(file, row)) != row:
             raise DataError(
                 f"{rows.at(row)}: {file} stands in line {rows.lines[before]} already, as "
-                f"{printable(rows.labels[before])!r}; an image has one row: remove the other"
+                f"{printable(SEPARATOR.join(rows.labels[before]))!r}; an image has one row: remove the other"
             )
         found.append(file)
     if lost and not missing_ok:

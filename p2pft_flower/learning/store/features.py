@@ -34,7 +34,7 @@ class Features(Protocol):
 
     @property
     def labels(self) -> torch.Tensor:
-        """Classes of the images, (N,) int64."""
+        """Labels of the images, (N,) int64 classes, or (N, C) of 0 and 1."""
         ...
 
     def __len__(self) -> int:
@@ -44,7 +44,7 @@ class Features(Protocol):
     def read(
         self, positions: Positions, draw: int | None = None
     ) -> tuple[tuple[torch.Tensor, ...], torch.Tensor]:
-        """Return the tail's inputs, each (B, …) float32, and the labels, (B,) int64, at (B,) ``positions``.
+        """Return the tail's inputs, each (B, …) float32, and the labels, (B, …) int64, at (B,) ``positions``.
 
         ``draw`` is the number of the mini-batch, which decides random draws; None in evaluation.
         """
@@ -62,8 +62,8 @@ class StoredFeatures:
     ----------
     rows : Rows
         N rows.
-    labels : (N,) int64 tensor
-        Classes of the images.
+    labels : (N,) or (N, C) int64 tensor
+        Labels of the images.
     device : str
         The tail's device. If it is not the CPU, all rows are moved there at once, in the dtypes of the store.
     """
@@ -87,7 +87,7 @@ class StoredFeatures:
         positions: Positions,
         draw: int | None = None,  # noqa: ARG002 - rows are the same in every draw
     ) -> tuple[tuple[torch.Tensor, ...], torch.Tensor]:
-        """Return the tail's inputs, each (B, …) float32, and the labels, (B,) int64, at ``positions``."""
+        """Return the tail's inputs, each (B, …) float32, and the labels, (B, …) int64, at ``positions``."""
         ready, self._next = self._next, None
         if ready is not None and np.array_equal(ready[0], positions):
             inputs = ready[1].result()
