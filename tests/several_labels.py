@@ -1,4 +1,4 @@
-"""Small data of which an image has several labels, or none: scikit-learn's digits, labelled by their looks."""
+"""Small data of which an image has several labels, or none: scikit-learn's digits, by their looks."""
 
 from __future__ import annotations
 

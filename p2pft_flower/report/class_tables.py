@@ -17,6 +17,8 @@ __all__ = ["MATRIX", "class_table", "confusion_table", "overall_line"]
 MATRIX = 12
 """The most classes of which a confusion matrix is shown; JSON has it of any number."""
 
+_RANKED = (("AUROC", "macro_auroc"), ("AP", "macro_average_precision"))
+
 
 def overall_line(score: Mapping[str, Any], what: str) -> str:
     """Return a line on the scores of a tail over all classes, without those that a table has.
@@ -37,6 +39,7 @@ def overall_line(score: Mapping[str, Any], what: str) -> str:
     values = {
         **({"accuracy": score["accuracy"], "balanced accuracy": scores["balanced_accuracy"]} if ends else {}),
         "macro F1": scores["macro_f1"],
+        **({f"macro {name}": scores[key] for name, key in _RANKED} if scores["several_labels"] else {}),
     }
     parts = [
         f"{name} {number(value, '.4f')}{_interval(ends.get(name.lower().replace(' ', '_')))}"
@@ -76,6 +79,8 @@ def class_table(score: Mapping[str, Any], what: str) -> Table:
 def confusion_table(score: Mapping[str, Any]) -> Table | str:
     """Return the confusion matrix of a tail, or a line in its place if it is too large to be read."""
     names, counts = score["class_scores"]["classes"]["names"], score["class_scores"]["confusion"]
+    if score["class_scores"]["several_labels"]:
+        return "images with several labels have no confusion matrix; accuracy: the share of right decisions"
     if len(names) > MATRIX:
         return f"the confusion matrix of {len(names)} classes: see --json"
     table = Table(title=f"peer {score['peer']}, confusion (row: true class, column: answer)")

@@ -52,6 +52,11 @@ WRONG = {
         "its weights could not be loaded from .*/page.pth: it is a web page",
     ),
     "weights of an embedded model": ("weights=mine.py", "'glyph_vit_8' brings its own"),
+    "loss": ("loss=focal", "loss = 'focal': must be one of auto, ce, bce"),
+    "loss, of other data": (
+        "loss=bce",
+        "loss = 'bce' with dataset = 'digits': each image has one class there, .* give loss = auto or ce",
+    ),
     "image-size": ("image-size=-1", "image-size = -1"),
     "image-size, patches": ("image-size=9", "patches of glyph_vit_8 are 2 × 2 .* such as 8 or 10"),
     "image-size, timm's patches": (

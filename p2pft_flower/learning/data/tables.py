@@ -121,7 +121,7 @@ def _check_labels(rows: Table, classes: Sequence[str], *, site: bool) -> None:
                     f"{rows.at(row)}: a test row of class {printable(label)!r}, which no training row "
                     f"has{differing_unseen(label, classes)}; the classes of these: {some_names(classes)}"
                 )
-        if not rows.images[row] and (not site or held & set(names) or rows.test[row]):
+        if not rows.images[row] and (not site or not names or held & set(names) or rows.test[row]):
             raise DataError(
                 f"{rows.at(row)}: no image; only in a table of one peer (a path with {{peer}}) a training "
                 "row without an image may name a class that the peer does not hold"

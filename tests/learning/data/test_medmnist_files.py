@@ -123,9 +123,9 @@ HARM = {
         {"train_images": np.zeros((18, 8, 8, 8), np.uint8)},
         r"train_images is \(18, 8, 8, 8\): volumes of three dimensions",
     ),
-    "several labels": (
+    "several labels in one split": (
         {"train_labels": np.zeros((18, 14), np.uint8)},
-        r"train_labels is \(18, 14\): several labels an image, as ChestMNIST has",
+        r"train_labels are \(14,\) each, but test_labels \(1,\)",
     ),
     "floats": (
         {"test_images": np.zeros((9, 28, 28, 3), np.float32)},

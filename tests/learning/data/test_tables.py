@@ -136,8 +136,8 @@ FAULTS = {
     ),
     "no column label": (
         ROWS,
-        "image,labels,split,center",
-        "no column label or target; .* did you mean 'labels'",
+        "image,lable,split,center",
+        "no column label or target or labels; .* did you mean 'lable'",
     ),
     "two columns": (ROWS, "image,label,split,Label", "line 1: several columns are called label"),
     "no row": ([], HEADER, "has no row"),
