@@ -62,6 +62,10 @@ RUN = {
         [b.name for b in blocks_of(ROOT / "docs" / "clinical-data.md")],
         "tests/flower/test_clinical_data.py::test_the_page_on_clinical_data_can_be_followed_with_small_files",
     ),
+    "docs/multi-label.md": dict.fromkeys(
+        [b.name for b in blocks_of(ROOT / "docs" / "multi-label.md")],
+        "tests/flower/test_several_labels.py::test_the_page_on_several_labels_can_be_followed_with_small_files",
+    ),
     "docs/features.md": {"rng = np.random.default_rng(0)": PYTHON},
     "docs/privacy.md": {
         'python -c "from p2pft_flower.learning.privacy import epsilon': HERE

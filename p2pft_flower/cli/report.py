@@ -180,11 +180,6 @@ def _scored(run: Run, data_dir: str | None, advance: Callable[[int], None]) -> l
     found = []
     for peer, tail in zip(there, load_tails(there.values(), data_dir=data_dir), strict=True):
         tail.require_same_images(": name the place of the same ones with --data-dir")
-        if tail.workload.holdings.several_labels:
-            raise DataError(
-                "its images have several labels each, so none is taken for another; p2pft evaluate shows the "
-                "figures of each label"
-            )
         given = tail.answers()
         classes = [printable(name) for name in tail.workload.holdings.classes]
         if not len(given.labels):

@@ -12,14 +12,17 @@ import pytest
 from safetensors import safe_open
 from sklearn import metrics
 
+from p2pft_flower.cli.settings import parse_settings
 from p2pft_flower.flower import client
 from p2pft_flower.flower.nodes import RunFailedError
 from p2pft_flower.keeping.checkpoints import checkpoint_files, checkpoint_folder
 from p2pft_flower.lab.ports import free_ports
 from p2pft_flower.learning.exports import load_export
 from p2pft_flower.report.results import read_results
+from tests.blocks import ROOT, blocks_of, commands_of
 from tests.cli.test_commands import invoke
-from tests.several_labels import NAMES, write_digits, write_site_tables
+from tests.several_labels import NAMES, rows_of, write_digits, write_site_tables, write_table
+from tests.test_document_blocks import run_here
 
 from .engine import run_app
 from .sameness import tails
@@ -189,6 +192,28 @@ def test_a_deployed_site_with_one_class_an_image_beside_others_is_refused_before
         run_app(tmp_path / "run", slots=4, node_configs=nodes_of(), **SETTINGS | {"dataset": name})
 
 
+# --- the page -----------------------------------------------------------------------------------------------
+
+
+def test_the_page_on_several_labels_can_be_followed_with_small_files(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rows = [
+        [image, cell, split, ("north", "south")[int(site) // 2]]
+        for image, cell, split, site in rows_of(tmp_path / "chest", 12, 6)
+    ]
+    write_table(tmp_path / "chest" / "labels.csv", rows)
+    for words in commands_of(blocks_of(ROOT / "docs" / "multi-label.md"), tmp_path):
+        if words[:2] != ["p2pft", "run"]:
+            run_here(words[1:])
+            continue
+        values = parse_settings([word for word in words[2:] if "=" in word])
+        small = {"model": "glyph_vit_8", "iterations": 1, "batch_size": 2}
+        settings = {key.replace("-", "_"): value for key, value in values.items()} | small
+        run_app(tmp_path / words[words.index("--out") + 1], **settings)
+    assert (tmp_path / "chest" / "tables" / "peer-1.predictions.csv").exists()
+    assert read_results(tmp_path / "chest" / "run")["partition"] == "by:site=north,south"
+
+
 # --- commands -----------------------------------------------------------------------------------------------
 
 
@@ -248,7 +273,22 @@ def test_p2pft_data_counts_an_image_for_each_label_and_the_images_without_one(ro
     assert "images may have several labels, and count for each; without a label:" in shown.stdout
 
 
-def test_the_report_page_says_why_a_run_with_several_labels_has_no_matrix(root, tmp_path):
-    result = invoke("report", str(root / "run"), "-o", str(tmp_path / "report.html"))
+def test_the_report_page_has_the_recall_of_each_label_and_no_confusion(root, tmp_path):
+    words = (
+        "report",
+        str(root / "run"),
+        "-o",
+        str(tmp_path / "report.html"),
+        "--markdown",
+        str(tmp_path / "r.md"),
+    )
+    result = invoke(*words)
     assert result.exit_code == 0, result.output
-    assert "its images have several labels each" in (tmp_path / "report.html").read_text()
+    page = (tmp_path / "r.md").read_text()
+    recalls = [peer["class_scores"]["classes"]["recall"] for peer in read_results(root / "run")["peers"]]
+    never = (recalls[0][1] + recalls[1][1]) / 2  # of large, by the peers that hold no image of it
+    line = next(line for line in page.splitlines() if line.startswith("| large |"))
+    assert f"{never:.3f}" in line
+    assert "No label is taken for another, so there is no confusion matrix" in page
+    assert "mistake" not in page
+    assert "give the same answer to every test image" in page or "gives the answer of most" in page

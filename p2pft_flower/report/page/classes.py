@@ -31,7 +31,13 @@ def confusion(answers: Sequence[Answers]) -> npt.NDArray[np.int64]:
 
 
 def by_class(one: Answers) -> Array:
-    """Return the share of right answers by class, (C,); NaN of a class without a test image."""
+    """Return the share of right answers by class, (C,); NaN of a class without a test image.
+
+    Of several labels: the share of the images with the label of which the answer has it.
+    """
+    if one.several_labels:
+        right, there = (one.labels * one.predicted).sum(axis=0), one.labels.sum(axis=0)
+        return np.where(there > 0, right / np.maximum(there, 1), np.nan)
     counts = counted(one.labels, one.predicted, len(one.classes))
     right, there = np.diag(counts), counts.sum(axis=1)
     return np.where(there > 0, right / np.maximum(there, 1), np.nan)
@@ -54,13 +60,23 @@ def single_classes(material: Material) -> Section:
         charts += _charts(material, run)
     said = [_hardest(run, material.of(run)) for run in runs]
     tables.append(_class_table(material, runs))
-    tables += [_mistakes(run, material.of(run)) for run in runs]
+    single = [run for run in runs if not material.of(run)[0].several_labels]
+    tables += [_mistakes(run, material.of(run)) for run in single]
     notes.append(
         "The tails were scored on the test images of their run, as p2pft evaluate scores them. A dot marks a "
-        "class of which the peer holds images. Confusion: the share of a true class's images that got "
-        "each answer, "
-        "all peers of a run together."
+        "class of which the peer holds images."
     )
+    if single:
+        notes[-1] += (
+            " Confusion: the share of a true class's images that got each answer, all peers of a run "
+            "together."
+        )
+    if len(single) < len(runs):
+        notes.append(
+            "Where an image may have several labels, a class is a label, and its accuracy the share of its "
+            "images that are given it (recall, at a probability of 0.5). No label is taken for another, so "
+            "there is no confusion matrix; p2pft evaluate shows AUROC and more of each label."
+        )
     return Section("classes", heading, said, charts, (), tables, notes)
 
 
@@ -83,6 +99,8 @@ def _charts(material: Material, run: Run) -> list[Chart]:
             heat(f"classes-{place}", title, words, values,
                  (names, classes), ("peer", "class"), marked=held)
         )  # fmt: skip
+    if answers[0].several_labels:
+        return found
     counts = confusion(answers).astype(np.float64)
     sums = counts.sum(axis=1, keepdims=True)
     shares = np.divide(counts, sums, out=np.full_like(counts, np.nan), where=sums > 0)
@@ -136,8 +154,9 @@ def _hardest(run: Run, answers: Sequence[Answers]) -> str:
         if not np.isnan(values).all():
             k = int(np.nanargmin(values))
             told.append(f"{classes[k]} is hardest for {who}, who name {values[k]:.1%} of its images right")
-    counts = confusion(answers).astype(np.float64)
-    worst = _worst(counts, classes)
+    worst = []
+    if not answers[0].several_labels:
+        worst = _worst(confusion(answers).astype(np.float64), classes)
     if worst:
         true, taken, _, share = worst[0]
         told.append(f"the most frequent mistake is {true} taken for {taken}, {share:.1%} of its images")

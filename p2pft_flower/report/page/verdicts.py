@@ -72,13 +72,19 @@ class Answers:
     classes : sequence of str
         The classes in the order of the head's outputs.
     labels, predicted : (N,) int64 arrays
-        Positions in ``classes``: the images' true classes, and the answers.
+        Positions in ``classes``: the images' true classes, and the answers. If images have several labels,
+        (N, C) of 0 and 1.
     """
 
     peer: int
     classes: Sequence[str]
     labels: npt.NDArray[np.int64]
     predicted: npt.NDArray[np.int64]
+
+    @property
+    def several_labels(self) -> bool:
+        """Whether an image may have several labels, or none."""
+        return self.labels.ndim == 2
 
 
 def main_run(runs: Sequence[Run]) -> Run:
@@ -223,6 +229,9 @@ def same_answers(answers: Sequence[Answers]) -> float | None:
     predicted = np.stack([a.predicted for a in answers])
     if not predicted.size:
         return None
+    if answers[0].several_labels:
+        most = predicted.mean(axis=0) > 0.5
+        return float((predicted == most).all(axis=2).mean(axis=1).min())
     votes = np.stack([(predicted == c).sum(axis=0) for c in range(len(answers[0].classes))])
     return float((predicted == votes.argmax(axis=0)).mean(axis=1).min())
 
