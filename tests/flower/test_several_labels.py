@@ -13,6 +13,7 @@ from safetensors import safe_open
 from sklearn import metrics
 
 from p2pft_flower.cli.settings import parse_settings
+from p2pft_flower.errors import P2PFTError
 from p2pft_flower.flower import client
 from p2pft_flower.flower.nodes import RunFailedError
 from p2pft_flower.keeping.checkpoints import checkpoint_files, checkpoint_folder
@@ -158,7 +159,7 @@ def test_a_run_is_not_resumed_with_other_labels_of_the_same_images(root, setting
     resume = interrupted(root / "run", tmp_path / "killed")
     table = root / "data" / "other.csv"
     table.write_text((root / "data" / "labels.csv").read_text().replace("even|round", "even"))
-    with pytest.raises(Exception, match="changed"):
+    with pytest.raises(P2PFTError, match=r"peer 0's training images: .* 16 changed \("):
         run_app(tmp_path / "on", **settings | {"dataset": f"table:{table}"}, resume=resume)
 
 
@@ -237,12 +238,23 @@ def test_evaluate_scores_the_tails_as_their_run_did_and_shows_labels_without_a_c
     ("words", "message"),
     [
         (("evaluate", "RUN", "--ci"), "its images have several labels each, but --ci"),
-        (("evaluate", "RUN", "--dataset", "digits"), "has the classes|loss = 'bce' with dataset = 'digits'"),
+        (
+            ("evaluate", "RUN", "--dataset", "table:ROOT/single.csv"),
+            "loss = 'bce' with dataset = 'table:.*single.csv': each image has one class",
+        ),
         (("attention", "RUN", "-o", "maps.png"), "an image has several labels there"),
     ],
 )
 def test_commands_that_need_one_class_an_image_refuse_by_name(words, message, root, tmp_path):
-    result = invoke(*[str(root / "run") if word == "RUN" else word for word in words])
+    lines = (root / "data" / "labels.csv").read_text().splitlines()
+    single = [
+        line.replace(line.split(",")[1], line.split(",")[1].split("|")[-1])
+        for line in lines
+        if ",," not in line
+    ]
+    (root / "data" / "single.csv").write_text("\n".join(single).replace("labels", "label", 1))
+    places = {"RUN": str(root / "run"), "ROOT": str(root / "data")}
+    result = invoke(*[re.sub("RUN|ROOT", lambda found: places[found[0]], word) for word in words])
     assert result.exit_code == 2
     assert re.search(message, result.output), result.output
 

@@ -206,6 +206,22 @@ def test_held_out_images_are_a_share_of_those_with_each_label_and_of_those_witho
     np.testing.assert_array_equal(again.test.labels, held.test.labels)
 
 
+def test_a_label_that_validation_leaves_no_training_image_of_is_named(caplog):
+    # The third label is never the rarest, and both of its images can be the one that is drawn.
+    labels = np.array([[1, 0, 1], [0, 1, 1], [1, 0, 0], [0, 1, 0]])
+    split = Split(labels, lambda _: Image.new("L", (8, 8)))
+    data = Dataset("own", ("a", "b", "c"), split, split)
+    told = 0
+    for seed in range(20):
+        caplog.clear()
+        left = held_out(data, 0.5, seed).train.labels
+        assert left[:, :2].any(axis=0).all()
+        named_in_log = "validation = 0.5 holds out all images with c: they are scored" in caplog.text
+        assert named_in_log == (not left[:, 2].any())
+        told += named_in_log
+    assert 0 < told < 20
+
+
 def test_labels_belong_to_the_digest_of_images_and_to_the_lists_of_them(labels):
     holdings = Holdings(LearningConfig(dataset=f"table:{labels}", partition="iid"), 2)
     known, train = holdings.data(0).train_digest, holdings.dataset.train
@@ -219,6 +235,18 @@ def test_labels_belong_to_the_digest_of_images_and_to_the_lists_of_them(labels):
     finally:
         train.labels[one, 0] ^= 1
     assert images_digest(train, holdings.partition[0], NAMES) == known
+
+
+def test_every_single_label_counts_in_a_digest_and_a_class_is_no_list_of_labels():
+    def digest(labels, names):
+        return images_digest(Split(labels, lambda _: Image.new("L", (8, 8))), np.arange(len(labels)), names)
+
+    none = np.zeros((2, 2), dtype=np.int64)
+    others = [none.copy() for _ in range(4)]
+    for k, labels in enumerate(others):
+        labels[k // 2, k % 2] = 1
+    assert len({digest(labels, ("a", "b")) for labels in [none, *others]}) == 5
+    assert digest(np.zeros(2, np.int64), ("a",)) != digest(np.zeros((2, 1), np.int64), ("a",))
 
 
 # --- other sources ------------------------------------------------------------------------------------------
