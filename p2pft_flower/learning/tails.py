@@ -193,6 +193,7 @@ def load_tails(
             **texts,
         }
         values |= {key: value for key, value in chosen.items() if value is not None}
+        values.setdefault("loss", "ce")  # earlier versions knew no other
         # The test images do not depend on the partition or on a stream.
         config = LearningConfig(**{**values, "partition": "auto", "stream": False, "shots": 0})
         config = _with_own_range(config, metadata, file, given=pixel_range is not None)

@@ -9,7 +9,9 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
 from sklearn import metrics
 
 from p2pft_flower.cli.settings import parse_settings
@@ -18,7 +20,9 @@ from p2pft_flower.flower import client
 from p2pft_flower.flower.nodes import RunFailedError
 from p2pft_flower.keeping.checkpoints import checkpoint_files, checkpoint_folder
 from p2pft_flower.lab.ports import free_ports
+from p2pft_flower.learning.data.datasets import load_dataset
 from p2pft_flower.learning.exports import load_export
+from p2pft_flower.learning.model.models import preprocessing
 from p2pft_flower.report.results import read_results
 from tests.blocks import ROOT, blocks_of, commands_of
 from tests.cli.test_commands import invoke
@@ -259,16 +263,23 @@ def test_commands_that_need_one_class_an_image_refuse_by_name(words, message, ro
     assert re.search(message, result.output), result.output
 
 
-def test_an_exported_model_says_that_the_sigmoid_of_its_outputs_counts(root, tmp_path):
-    result = invoke(
-        "export", str(root / "run" / "peers" / "peer-0.safetensors"), "--out", str(tmp_path / "m.safetensors")
-    )
+def test_an_exported_model_says_that_the_sigmoid_of_its_outputs_counts_and_needs_no_images(root, tmp_path):
+    tail, whole = root / "run" / "peers" / "peer-0.safetensors", tmp_path / "whole.safetensors"
+    with safe_open(tail, "np") as file:
+        metadata = {**file.metadata(), "dataset": "table:/is/not/here.csv"}
+    save_file(load_file(tail), tmp_path / "far.safetensors", metadata)
+    result = invoke("export", str(tmp_path / "far.safetensors"), "--out", str(whole))
     assert result.exit_code == 0, result.output
-    model, classes = load_export(tmp_path / "m.safetensors")
-    assert classes == NAMES
-    assert model.num_classes == 3
-    with safe_open(tmp_path / "m.safetensors", "np") as file:
+    model, classes = load_export(whole)
+    assert (classes, model.num_classes) == (NAMES, 3)
+    with safe_open(whole, "np") as file:
         assert file.metadata()["loss"] == "bce"
+    _, truth, _, likely = truth_in(root)
+    data = load_dataset(f"table:{root}/data/labels.csv")
+    seen = preprocessing(model)
+    with torch.inference_mode():
+        outputs = model(torch.stack([seen(data.test.picture(i)) for i in range(len(truth))]))
+    np.testing.assert_allclose(outputs.sigmoid().numpy(), likely, atol=0.05)  # the run's trunk rounds
 
 
 def test_p2pft_data_counts_an_image_for_each_label_and_the_images_without_one(root):

@@ -246,8 +246,11 @@ class Holdings:
 
     @property
     def several_labels(self) -> bool:
-        """Whether an image may have several labels, or none, instead of one class."""
-        return self.dataset.several_labels
+        """Whether an image may have several labels, or none, instead of one class.
+
+        If ``loss`` says it, no images are needed; those that are read are checked by it.
+        """
+        return self.dataset.several_labels if self.config.loss == "auto" else self.config.loss == "bce"
 
     @property
     def classes(self) -> tuple[str, ...]:
