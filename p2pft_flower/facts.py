@@ -9,7 +9,17 @@ import msgspec
 
 from p2pft_flower.typed import Count, PeerNumber, Share
 
-__all__ = ["GraphName", "KnownImages", "PeerFacts", "ResumedFrom", "Row", "RunFacts"]
+__all__ = [
+    "ChangedData",
+    "GraphName",
+    "ImageChanges",
+    "KnownImages",
+    "ListedImage",
+    "PeerFacts",
+    "ResumedFrom",
+    "Row",
+    "RunFacts",
+]
 
 
 @dataclass(frozen=True)
@@ -77,6 +87,50 @@ class KnownImages:
     pixel_range: str = ""
 
 
+class ListedImage(msgspec.Struct, frozen=True, array_like=True):
+    """An image in a list beside its peer's checkpoints; the list stays on the peer's machine.
+
+    Attributes
+    ----------
+    file : str
+        The absolute path of the image's file.
+    label : str
+        The name of the image's class.
+    size : int
+        Bytes of the file; -1 if it cannot be read.
+    content : str
+        XXH3-128, hexadecimal, of the content; empty if it was not looked into.
+    """
+
+    file: str
+    label: str
+    size: int
+    content: str
+
+
+@dataclass(frozen=True)
+class ImageChanges:
+    """The numbers of a peer's images that are new, removed or changed; None: not known."""
+
+    new: Count | None = None
+    removed: Count | None = None
+    changed: Count | None = None
+
+
+@dataclass(frozen=True)
+class ChangedData:
+    """The changes of a peer's images since the checkpoint with which its run went on; None: the same images.
+
+    Attributes
+    ----------
+    training, test : ImageChanges or None
+        The changes of its training images, and of the images on which it is scored.
+    """
+
+    training: ImageChanges | None = None
+    test: ImageChanges | None = None
+
+
 @dataclass(frozen=True)
 class Row:
     """A peer of the graph, and its row of W.
@@ -116,9 +170,12 @@ class PeerFacts:
         The peer's images.
     rows : tuple of Row
         The peer's own row of W; the rows of all peers if the peer holds the data of all.
+    data_changed : ChangedData or None
+        The changes of its images with which the run went on (``data-changed = accept``); None: none.
     """
 
     name: str
     classes: tuple[str, ...]
     known: KnownImages
     rows: tuple[Row, ...] = ()
+    data_changed: ChangedData | None = None

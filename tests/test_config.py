@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from p2pft_flower.algorithms.objective import OBJECTIVES
 from p2pft_flower.config import (
     CHOICES,
+    DATA_CHANGED,
     TRANSPORTS,
     LearningConfig,
     MethodConfig,
@@ -61,6 +62,7 @@ def test_the_few_values_that_a_docstring_names_are_those_that_are_taken():
     named = {key.name: key.choices for concern in CONCERNS for key in keys_of(concern) if key.choices}
     taken = {key.replace("_", "-"): tuple(filter(None, choices)) for key, choices in CHOICES.items()}
     taken |= {"objective": OBJECTIVES, "transport": TRANSPORTS, "on-failure": ON_FAILURE}
+    taken |= {"data-changed": DATA_CHANGED}
     assert {key: set(choices) for key, choices in named.items()} == {k: set(v) for k, v in taken.items()}
 
 
@@ -104,6 +106,8 @@ OTHER = {
     "algorithm-options": "local-steps=8",
     "codec": "q4",
     "codec-step": 0.7,
+    "data-changed": "accept",
+    "max-megapixels": 250.0,
     "schedule-graph": "base:2",
     "pipelined": True,
     "problem": "my_module:my_problem",
@@ -133,6 +137,7 @@ OTHER = {
     "partition": "iid",
     "stream": True,
     "pixel-range": "-1000:400",
+    "dicom-window": "40:400",
     "bad-images": "skip",
     "augment": "basic",
     "batch-size": 7,
@@ -161,6 +166,7 @@ OTHER = {
     "preflight-only": True,
     "observer-address": "office.example:9100",
     "min-peers": 3,
+    "predictions": True,
     "tensorboard": True,
     "callbacks": "my_module:MyCallback",
 }
@@ -256,6 +262,8 @@ WRONG = [
     ("pixel-range", "12", "must be auto or LOW:HIGH with LOW < HIGH, such as -1000:400"),
     ("pixel-range", "400:-1000", "must be auto or LOW:HIGH with LOW < HIGH"),
     ("pixel-range", "0:inf", "must be auto or LOW:HIGH with LOW < HIGH"),
+    ("dicom-window", "40", "must be auto or CENTRE:WIDTH with WIDTH > 1, such as 40:400"),
+    ("dicom-window", "40:1", "must be auto or CENTRE:WIDTH with WIDTH > 1"),
     ("image-size", -1, "must be a whole number of pixels, at most 8192"),
     ("crop-pct", 1.5, r"must be in \(0, 1\], or 0"),
     ("interpolation", "cubic", "must be one of empty, nearest, bilinear, bicubic"),
@@ -312,7 +320,7 @@ def test_every_number_has_a_least_and_a_largest_value(key):
 TOGETHER = [
     (
         {"partition": "own"},
-        r"partition = 'own' with dataset = 'digits': give dataset = folder:/path or features:/path with",
+        r"partition = 'own' with dataset = 'digits': give dataset = folder:/path, table:/path or",
     ),
     (
         {"dataset": "folder:/s-{peer}", "partition": "iid"},
@@ -320,7 +328,7 @@ TOGETHER = [
     ),
     (
         {"pixel-range": "auto,0:4095"},
-        r"pixel-range = 'auto,0:4095' with dataset = 'digits': one range a peer needs a folder for each",
+        r"pixel-range = 'auto,0:4095' with dataset = 'digits': one range a peer needs a folder or table",
     ),
     ({"stream": True}, r"stream = true with dataset = 'digits': only a folder:/path can grow"),
     (

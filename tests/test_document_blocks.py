@@ -58,6 +58,10 @@ RUN = {
             "test_the_example_for_mlflow_writes_a_run_into_a_local_store"
         ),
     },
+    "docs/clinical-data.md": dict.fromkeys(
+        [b.name for b in blocks_of(ROOT / "docs" / "clinical-data.md")],
+        "tests/flower/test_clinical_data.py::test_the_page_on_clinical_data_can_be_followed_with_small_files",
+    ),
     "docs/features.md": {"rng = np.random.default_rng(0)": PYTHON},
     "docs/privacy.md": {
         'python -c "from p2pft_flower.learning.privacy import epsilon': HERE
@@ -120,8 +124,17 @@ NOT_RUN = {
         "p2pft run dataset=features:/data/pets.safetensors model=none tune=head head=text": WEIGHTS,
     },
     "docs/fedtune.md": {"p2pft reproduce fedtune --quick": MINUTES},
-    "docs/images.md": {"p2pft data show dataset=folder:/data/birds topology=ring:4": WEIGHTS},
+    "docs/images.md": {
+        "p2pft data show dataset=folder:/data/birds topology=ring:4": WEIGHTS,
+        "p2pft run dataset=medmnist:pathmnist_64 data-dir=/data/medmnist image-size=64 mo": WEIGHTS,
+        "pip install -e '.[hf]'": INSTALLS,
+        "pip install -e '.[medical]'": INSTALLS,
+    },
     "docs/monitoring.md": {"p2pft status": PARTLY},
+    "docs/per-class.md": {
+        "p2pft run --out default": MINUTES,
+        'table = pandas.read_csv("tables/peer-0.predictions.csv", dtype={"truth": str, "p': KEPT,
+    },
     "docs/privacy.md": {"pip install -e '.[dp]'": INSTALLS, "for seed in 0 1 2; do": MINUTES},
     "docs/report.md": {
         "p2pft compare p2pft,dgd,local,fedavg,centralized topology=lopsided-4 --out compa": MINUTES

@@ -66,10 +66,14 @@ HOME = {
     "tensorboard": {"keeping"},
     "starlette": {"cli"},
     "uvicorn": {"cli"},
+    "pydicom": {"learning"},
+    "datasets": {"learning"},
+    "huggingface_hub": {"learning"},
 }
 # … and what may be imported inside a function only, so that loading the layer stays light.
 LAZY = {
     *((layer, "safetensors") for layer in ("keeping", "report", "cli")),
+    *(("learning", library) for library in ("pydicom", "datasets", "huggingface_hub")),
     *(("cli", "torch"), ("cli", "uvicorn"), ("learning", "opacus"), ("keeping", "tensorboard")),
 }
 FLOWER_PUBLIC = ("flwr.app", "flwr.clientapp", "flwr.serverapp")

@@ -166,6 +166,7 @@ def _study(
         When there is no such peer or map, a tail or an image cannot be used, or there is nothing to draw.
     """
     from p2pft_flower.learning.attention import check_map, describe_map
+    from p2pft_flower.learning.data.sizes import allow
 
     peers = next(run for run in runs if run.algorithm != POOLED).peers
     if peer >= len(peers):
@@ -180,8 +181,11 @@ def _study(
     labels, classes = holdings.scored_test.labels, holdings.classes
     held = [np.isin(labels, [classes.index(name) for name in p["classes"]]) for p in peers]
     window = read_range(pixel_range or workload.config.pixel_range_of(peer))
+    dicom = None if pixel_range else workload.config.dicom_range
+    most = allow(workload.config.max_megapixels)
     own = [
-        _Picture(partial(holdings.picture_of, file, window), file.name, None, "own images") for file in files
+        _Picture(partial(holdings.picture_of, file, window, most, dicom), file.name, None, "own images")
+        for file in files
     ]
     pictures = _pictures(workload, held[peer], counts, own, peers[peer]["name"])
     drawn = [group[peer] if len(group) > 1 else group[0] for group in tails]

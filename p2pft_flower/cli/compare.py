@@ -40,7 +40,7 @@ JSON, MARKDOWN, PICTURE = "comparison.json", "comparison.md", "comparison.png"
 MARK = "compare.json"
 """Name of the file that is written into each run's folder before the run, with --seeds, and identifies it."""
 
-OURS = ("output-dir", "name", "tensorboard", "callbacks")
+OURS = ("output-dir", "name", "tensorboard", "predictions", "callbacks")
 """Run-config keys that may differ if a run is kept: its numbers do not depend on them."""
 
 MARK_SCHEMA = "p2pft.comparison-run/1"

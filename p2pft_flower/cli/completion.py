@@ -16,7 +16,7 @@ from click.shell_completion import CompletionItem, add_completion_class, split_a
 from p2pft_flower.algorithms import ALGORITHMS
 from p2pft_flower.algorithms.objective import OBJECTIVES
 from p2pft_flower.cli.connections import connection_names
-from p2pft_flower.config import CHOICES, TRANSPORTS, config_keys
+from p2pft_flower.config import CHOICES, DATA_CHANGED, TRANSPORTS, config_keys
 from p2pft_flower.errors import ConfigError
 from p2pft_flower.flower.strategies import strategy_names
 from p2pft_flower.topology.sources import shipped
@@ -40,11 +40,13 @@ EXAMPLES = {
         *("lora:8", "adapter:16", "prompt:10", "prompt-deep:10", "text-prompt:4"),
     ),
     "dataset": (
-        *("digits", "cifar10", "cifar100", "oxford-iiit-pet", "oxford-flowers102", "folder:/", "features:/"),
+        *("digits", "cifar10", "cifar100", "oxford-iiit-pet", "oxford-flowers102"),
+        *("folder:/", "table:/", "features:/", "medmnist:pathmnist", "hf:"),
     ),
     "text-tower": ("glyph_clip_8", "local-dir:/", "hf-hub:", "ViT-B-32:openai"),
     "prompts": ("a photo of a {}.", "imagenet80"),
-    "partition": ("auto", "classes:0-1,2-3,4-6,7-9", "iid", "dirichlet:0.5", "shards:2", "own"),
+    "partition": ("auto", "classes:0-1,2-3,4-6,7-9", "iid", "dirichlet:0.5", "shards:2", "by:site", "own"),
+    "dicom-window": ("auto", "40:400"),
     "augment": ("none", "basic", "rand-m9-mstd0.5-inc1"),
 }
 """Values that are offered, for keys that take other values too; a test checks that the keys accept them.
@@ -141,7 +143,7 @@ def _values(key: str) -> list[str]:
     if key == "topology":
         return complete_graphs("")
     choices = {**EXAMPLES, **{k.replace("_", "-"): v for k, v in CHOICES.items()}}
-    choices |= {"transport": TRANSPORTS, "objective": OBJECTIVES}
+    choices |= {"data-changed": DATA_CHANGED, "transport": TRANSPORTS, "objective": OBJECTIVES}
     if isinstance(default, bool):
         return ["true", "false"]
     return list(choices.get(key, [str(default)] if default != "" else []))

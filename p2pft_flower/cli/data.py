@@ -15,6 +15,7 @@ from rich.text import Text
 from p2pft_flower.cli.completion import complete_settings
 from p2pft_flower.cli.settings import check, parse_settings
 from p2pft_flower.errors import P2PFTError, printable
+from p2pft_flower.learning.data.by_column import require_named_order
 from p2pft_flower.report.figures import draw_shares
 from p2pft_flower.report.tables import samples_word
 
@@ -94,6 +95,7 @@ def _shares(values: dict[str, Any]) -> dict[str, Any]:
     config, graph = check(values, here=True)
     holdings = Holdings(config.learning, graph.n)
     data, size = holdings.dataset, len(holdings.dataset.classes)
+    require_named_order(config.learning.partition, holdings.partition_spec, graph.peer_names)
     notes = [line if peer is None else f"{graph.peer_names[peer]}: {line}" for peer, line in holdings.notes]
     counts = [np.bincount(data.train.labels[positions], minlength=size) for positions in holdings.partition]
     unused = np.bincount(data.train.labels, minlength=size) - np.sum(counts, axis=0)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import itertools
 import json
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TypeAlias
 
 import typer
 from rich.console import Console
@@ -14,11 +15,17 @@ from rich.text import Text
 
 from p2pft_flower.cli.bars import counted
 from p2pft_flower.errors import ConfigError, DataError, P2PFTError, printable
-from p2pft_flower.keeping.progress import scored
+from p2pft_flower.keeping.predictions import predictions_name, write_predictions
+from p2pft_flower.keeping.progress import EACH_PEER, scored
 from p2pft_flower.learning.data.scored_data import require_scored_data
+from p2pft_flower.report.class_tables import class_table, confusion_table, overall_line
 from p2pft_flower.report.own_tails import is_own_tail, score_own_tail
 from p2pft_flower.report.run_list import folder_named
 from p2pft_flower.report.tables import RANDOM_WEIGHTS, number, samples_word
+from p2pft_flower.typed import plain
+
+if TYPE_CHECKING:
+    from p2pft_flower.learning.tails import Tail
 
 __all__ = ["ClassNames", "TextEmbeddings", "TextTower", "evaluate", "tail_files", "texts_elsewhere"]
 
@@ -57,16 +64,35 @@ def evaluate(
     zero_shot: Annotated[
         bool, typer.Option("--zero-shot", help="Score θ^0, before any training; with head=text: zero-shot.")
     ] = False,
+    per_class: Annotated[
+        bool | None,
+        typer.Option(
+            "--per-class/--no-per-class",
+            help="Show the table of classes of each tail; default: of up to 8 tails.",
+        ),
+    ] = None,
+    ci: Annotated[
+        bool, typer.Option("--ci", help="Add bootstrap confidence intervals over the test images.")
+    ] = False,
+    ci_level: Annotated[float, typer.Option(help="The level of the intervals of --ci.")] = 0.95,
+    predictions: Annotated[
+        Path | None,
+        typer.Option(
+            help="Write each tail's answers, with the probability of each class, into this folder as "
+            "peer-<i>.predictions.csv."
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")] = False,
 ) -> None:
-    """Score fine-tuned tails on the test images of all classes.
+    """Score fine-tuned tails on the test images of all classes, and by class.
 
-    Without --dataset they must be the images of the run, in any folder. Tails of a problem of your own are
-    scored by it, as in their run.
+    Without --dataset they must be the images of the run, in any folder; with a folder for each peer, those of
+    the tail's own peer. Tails of a problem of your own are scored by it, as in their run.
 
-    Exit codes: 0 all were scored; 2 a file cannot be used.
+    Exit codes: 0 all were scored; 2 a file cannot be used or written.
     """
     try:
+        wanted = Wanted(_level(ci_level) if ci else None, predictions)
         files = [file for path in paths for file in tail_files(folder_named(path))]
         own = [file for file in files if is_own_tail(file)]
         texts = texts_elsewhere(text_embeddings, text_tower, class_names)
@@ -74,16 +100,25 @@ def evaluate(
             given = "--zero-shot" if zero_shot else f"--{min(texts).replace('_', '-')}"
             raise ConfigError(f"{own[0]}: {given} does not apply to a tail of a problem of your own")
         if own:
+            wanted.refuse_own(own[0])
             scores = _own_scores(files, own, dataset, data_dir, pixel_range)
         else:
             require_scored_data(files[0], dataset, data_dir)
-            scores = _scores(files, dataset, data_dir, pixel_range, texts, untrained=zero_shot)
+            scores = _scores(files, dataset, data_dir, pixel_range, texts, wanted, untrained=zero_shot)
     except P2PFTError as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(2) from None
     if as_json:
         typer.echo(json.dumps(scores, indent=2))
         return
+    shown = not own and (len(scores) <= EACH_PEER if per_class is None else per_class)
+    _show(scores, by_class=shown)
+    if not shown and not own:
+        typer.echo(f"each class of the {len(scores)} tails: --per-class shows it, --json has it")
+
+
+def _show(scores: list[dict[str, Any]], *, by_class: bool) -> None:
+    """Print the scores as tables, with those of each class if ``by_class``."""
     title = RANDOM_WEIGHTS if any(s["weights"] == "none" for s in scores) else None
     console = Console()
     # Long facts that many share stand above their table, in a line that no column cuts.
@@ -91,17 +126,60 @@ def evaluate(
         what = samples_word({"dataset": data})
         note = f"; these are other {what} than those of its run" if same is False else ""
         console.print(Text(printable(f"{folder} on {data}{note}")), soft_wrap=True)
-        table = Table("peer", "accuracy", "loss", what, "tail", title=title)
-        for s in rows:
+        table = Table("peer", "accuracy", "balanced", "loss", what, "tail", title=title)
+        tails = list(rows)
+        for s in tails:
             file = Text(Path(s["tail"]).name, overflow="fold")
             table.add_row(
                 s["peer"],
                 number(s["accuracy"], ".4f"),
+                number(s["class_scores"] and s["class_scores"]["balanced_accuracy"], ".4f"),
                 number(s["loss"], ".4f"),
                 number(s["images"], "d"),
                 file,
             )
         console.print(table)
+        for s in tails:
+            if s["weights"] is not None:
+                console.print(Text(printable(overall_line(s, what))))
+            if s["class_scores"] and by_class:
+                console.print(class_table(s, what))
+                console.print(confusion_table(s))
+
+
+class Wanted(NamedTuple):
+    """What is asked of scores beyond the scores.
+
+    Attributes
+    ----------
+    level : float or None
+        The level of confidence intervals; None: there are none.
+    predictions : Path or None
+        The folder of tables of answers; None: there are none.
+    """
+
+    level: float | None
+    predictions: Path | None
+
+    def refuse_own(self, file: Path) -> None:
+        """Refuse to ask these things of a tail of a problem of the user's own.
+
+        Raises
+        ------
+        ConfigError
+            When one is asked for; names it and ``file``.
+        """
+        if self.level is not None or self.predictions is not None:
+            given = "--ci" if self.level is not None else "--predictions"
+            raise ConfigError(
+                f"{file}: it is a tail of a problem of your own, which has no classes: {given} does not apply"
+            )
+
+
+def _level(value: float) -> float:
+    if not 0 < value < 1:
+        raise ConfigError(f"--ci-level {value:g}: must be between 0 and 1, as 0.95")
+    return value
 
 
 def _place(score: dict[str, Any]) -> tuple[Path, str, bool | None]:
@@ -174,6 +252,9 @@ def _own_scores(
                     "images": None,
                     "accuracy": scored(score.accuracy),
                     "loss": scored(score.loss),
+                    "class_scores": None,
+                    "intervals": None,
+                    "predictions": None,
                 }
             )
             advance(1)
@@ -186,6 +267,7 @@ def _scores(
     data_dir: str | None,
     pixel_range: str | None,
     texts: dict[str, str],
+    wanted: Wanted,
     *,
     untrained: bool,
 ) -> list[dict[str, Any]]:
@@ -193,15 +275,18 @@ def _scores(
 
     scores = []
     tails = load_tails(files, dataset, data_dir, pixel_range, **texts)
+    places = _places(tails, wanted.predictions)
     with counted("scoring tails", len(files)) as advance:
-        for tail in tails:
+        for tail, place in zip(tails, places, strict=True):
             same = tail.same_images
             if dataset is None:
                 tail.require_same_images(
                     ": name the place of the same ones with --data-dir or --dataset, or give --dataset, also "
                     "with the same value, to score it on these"
                 )
-            score = tail.score(untrained=untrained)
+            found = tail.in_full(untrained=untrained, level=wanted.level)
+            if place is not None:
+                _write(place, found.predictions)
             scores.append(
                 {
                     "peer": tail.metadata["peer"],
@@ -211,9 +296,40 @@ def _scores(
                     "same_images": same,
                     "pixel_range": tail.workload.config.pixel_range,
                     "images": len(tail.workload.holdings.test_positions),
-                    "accuracy": scored(score.accuracy),
-                    "loss": scored(score.loss),
+                    "accuracy": scored(found.score.accuracy),
+                    "loss": scored(found.score.loss),
+                    "class_scores": plain(found.class_scores),
+                    "intervals": plain(found.intervals),
+                    "predictions": None if place is None else str(place),
                 }
             )
             advance(1)
     return scores
+
+
+def _places(tails: Sequence[Tail], folder: Path | None) -> Sequence[Path | None]:
+    """Return the place of each tail's table of answers; Nones if there is no ``folder``.
+
+    Raises
+    ------
+    ConfigError
+        When two tails of one peer would have the same place.
+    """
+    if folder is None:
+        return [None] * len(tails)
+    places: dict[Path, Tail] = {}
+    for tail in tails:
+        path = folder / predictions_name(tail.peer)
+        if (other := places.setdefault(path, tail)) is not tail:
+            raise ConfigError(
+                f"--predictions {folder}: {other.file} and {tail.file} are both of peer {tail.peer}, and "
+                f"would write {path.name}: score them in two calls, with two folders"
+            )
+    return list(places)
+
+
+def _write(path: Path, rows: Iterable[Sequence[str]]) -> None:
+    try:
+        write_predictions(path, rows)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be written ({error.strerror or error})") from error

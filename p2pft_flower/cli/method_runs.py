@@ -41,6 +41,7 @@ FREE = frozenset(
         "download",
         "verify",
         "tensorboard",
+        "predictions",
         "callbacks",
     }
 )

@@ -78,7 +78,7 @@ def _absolute(key: str, value: Any) -> Any:
     if not value or not isinstance(value, str):
         return value
     kind, colon, place = value.partition(":")
-    if key == "dataset" and kind in ("folder", "features"):
+    if key == "dataset" and kind in ("folder", "features", "table"):
         return kind + colon + str(Path(place).expanduser().absolute())
     if key == "text-tower" and kind == "local-dir":
         return kind + colon + str(Path(place).expanduser().absolute())
@@ -222,7 +222,7 @@ def _check_runtime(config: RunConfig, graph: Graph, *, here: bool, pooled: bool)
         )
 
 
-_OWN_TO_A_RUN = ("extend", "output-dir", "preflight-only", "resume")
+_OWN_TO_A_RUN = ("data-changed", "extend", "output-dir", "preflight-only", "resume")
 """Keys that a resumed run does not take from the earlier run."""
 
 

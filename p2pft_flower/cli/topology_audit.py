@@ -36,7 +36,7 @@ def audit_graph(
         str,
         typer.Argument(
             metavar="NAME|PATH|SPEC",
-            help="A shipped graph, a YAML file, or a spec such as exponential:16.",
+            help="A shipped graph, a file (YAML, GraphML, JSON, CSV), or a spec such as exponential:16.",
             autocompletion=complete_graphs,
         ),
     ],

@@ -10,10 +10,11 @@ from p2pft_flower.config.learning import CHOICES, NO_MODEL, LearningConfig
 from p2pft_flower.config.method import MethodConfig
 from p2pft_flower.config.pixels import channel_fault, read_channels, read_range
 from p2pft_flower.config.run import RunConfig, config_keys
-from p2pft_flower.config.runtime import TRANSPORTS, RuntimeConfig
+from p2pft_flower.config.runtime import DATA_CHANGED, TRANSPORTS, RuntimeConfig
 
 __all__ = [
     "CHOICES",
+    "DATA_CHANGED",
     "NO_MODEL",
     "TRANSPORTS",
     "LearningConfig",

@@ -20,6 +20,7 @@ BOUNDS: dict[str, tuple[float, float]] = {
     "codec_step": (0.0, 1.0),
     "weight_decay": (0.0, 1e6),
     "local_epochs": (1, 10**6),
+    "max_megapixels": (0.0, 1e6),
     "shots": (0, _PLENTY),
     "batch_size": (1, 10**6),
     "dp_clip": (0.0, 1e6),

@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 
 from p2pft_flower.config.bounds import require, require_bounds
-from p2pft_flower.config.pixels import read_channels, read_range
+from p2pft_flower.config.pixels import read_channels, read_dicom_window, read_range
 from p2pft_flower.errors import ConfigError
 from p2pft_flower.plugins import is_reference
 
@@ -111,13 +111,18 @@ class LearningConfig:
     dataset : str
         ``digits``, ``cifar10``, ``cifar100``, ``oxford-iiit-pet``, ``oxford-flowers102``, ``folder:/path``
         (train/ and test/ with a folder a class), ``folder:/path-{peer}`` (a folder for each peer, by its
-        number), ``features:/path.npz`` or ``.safetensors`` (vectors that a model made elsewhere,
-        docs/features.md; with ``{peer}`` a file for each peer), or ``my_module:my_dataset``.
+        number), ``table:/path.csv`` (a row an image, with columns ``image``, ``label`` and ``split``,
+        docs/clinical-data.md; with ``{peer}`` a table for each peer), ``features:/path.npz`` or
+        ``.safetensors`` (vectors that a model made elsewhere, docs/features.md; with ``{peer}`` a file for
+        each peer), ``medmnist:pathmnist`` or another file of MedMNIST in ``data_dir``, ``hf:NAME`` or
+        ``hf:/path`` (a dataset of Hugging Face, of the hub or in a folder; both docs/images.md), or
+        ``my_module:my_dataset``.
     data_dir : str
-        The folder of torchvision's folders (``cifar-10-batches-py``, …); empty: ``$P2PFT_HOME/data``.
-        Datasets of the user's own are given this folder, too.
+        The folder of torchvision's folders (``cifar-10-batches-py``, …) and of MedMNIST's files; empty:
+        ``$P2PFT_HOME/data``. Of a table the folder from which its paths lead to images; empty: the table's
+        own. Datasets of the user's own are given this folder, too.
     download : bool
-        Whether torchvision may fetch a dataset that is not there.
+        Whether a dataset that is not there may be fetched, by torchvision or from Hugging Face's hub.
     verify : bool
         Whether to refuse copies of ``cifar10``, ``cifar100`` and ``oxford-flowers102`` whose md5 sums are not
         the official ones; false: they are accepted with a warning.
@@ -128,8 +133,10 @@ class LearningConfig:
     shots : int
         Number of training images of each class, drawn by ``seed`` before they are dealt out; 0: all.
     partition : str
-        ``auto`` (``own`` if there is a folder for each peer, Table 1's classes if the paper gives them, else
-        disjoint classes, else ``dirichlet:0.5``), ``classes:0-1,2-3,4-6,7-9`` (positions) or
+        ``auto`` (``own`` if there is a folder for each peer, ``by:peer`` or ``by:site`` if a table has such a
+        column, Table 1's classes if the paper gives them, else disjoint classes, else ``dirichlet:0.5``),
+        ``by:COLUMN`` (a table's rows with one value of the column each; ``by:center=B,A`` gives the values
+        in the peers' order, which is else their natural order), ``classes:0-1,2-3,4-6,7-9`` (positions) or
         ``classes:cat+dog,"a, b"`` (names; docs/images.md), ``iid``, ``dirichlet:ALPHA``, ``shards:K`` (K
         classes a peer), ``own`` (a folder or file for each peer), or ``my_module:my_partition``.
     stream : bool
@@ -140,9 +147,16 @@ class LearningConfig:
         ``auto`` (the file's own; if it declares none, or its samples do not fit, the run is refused), or
         ``LOW:HIGH``, as ``"-1000:400"``; with a folder for each peer also one of these a peer, separated by
         commas (or ``pixel-range`` in a site's node-config).
+    dicom_window : str
+        The window of grey DICOM files of more than 8 bits, in the modality's units (Hounsfield for CT):
+        ``auto`` (each file's own; of files without one ``pixel_range`` decides), or ``CENTRE:WIDTH``, as
+        ``"40:400"``, which counts before the files' own and before ``pixel_range``.
     bad_images : {"refuse", "skip"}
         Whether an image that cannot be read ends the run, which names the first (``refuse``), or is searched
         for before the run, left out and named in a warning (``skip``).
+    max_megapixels : float
+        The largest images, in millions of pixels; 0: Pillow's own limit, 178.9. A larger one cannot be read
+        (``bad_images``): a small file can claim more pixels than the memory holds.
     augment : str
         ``none``, ``basic`` (timm's random resized crop and horizontal flip), or one of timm's
         auto-augmentations on top of ``basic``, such as ``rand-m9-mstd0.5-inc1``. Training images only; their
@@ -194,7 +208,9 @@ class LearningConfig:
     partition: str = "auto"
     stream: bool = False
     pixel_range: str = "auto"
+    dicom_window: str = "auto"
     bad_images: str = "refuse"
+    max_megapixels: float = 0.0
     augment: str = "none"
     batch_size: int = 32
     dp_clip: float = 0.0
@@ -216,15 +232,15 @@ class LearningConfig:
         require(0.0 <= self.crop_pct <= 1.0, "crop-pct", self.crop_pct, "in (0, 1], or 0")
         read_channels("mean", self.mean)
         read_channels("std", self.std)
-        self.pixel_ranges  # noqa: B018 - refuses what it cannot read
+        self.pixel_ranges, self.dicom_range  # noqa: B018 - they refuse what they cannot read
         require_bounds(self)
         require(0.0 <= self.dp_delta < 1.0, "dp-delta", self.dp_delta, "in [0, 1)")
         require(0.0 <= self.validation < 1.0, "validation", self.validation, "a share in [0, 1)")
 
     @property
     def sited(self) -> bool:
-        """Whether each peer has a folder of images, or a file of features, of its own."""
-        return self.dataset.startswith(("folder:", "features:")) and "{peer}" in self.dataset
+        """Whether each peer has a folder or table of images, or a file of features, of its own."""
+        return self.dataset.startswith(("folder:", "features:", "table:")) and "{peer}" in self.dataset
 
     @property
     def of_features(self) -> bool:
@@ -235,6 +251,11 @@ class LearningConfig:
     def pixel_ranges(self) -> tuple[tuple[float, float] | None, ...]:
         """The (black, white) of each part of ``pixel_range``, for all peers or one a peer; None: ``auto``."""
         return tuple(read_range(text.strip()) for text in self.pixel_range.split(","))
+
+    @property
+    def dicom_range(self) -> tuple[float, float] | None:
+        """The (black, white) of ``dicom_window``; None: ``auto``."""
+        return read_dicom_window(self.dicom_window)
 
     def pixel_range_of(self, peer: int) -> str:
         """Return the part of ``pixel_range`` for one peer's images.
@@ -285,18 +306,19 @@ class LearningConfig:
         if self.sited and self.partition not in ("auto", "own"):
             raise ConfigError(
                 f"partition = {self.partition!r} with dataset = {self.dataset!r}: each peer has "
-                f"{'a file' if self.of_features else 'a folder'} of its own, so nothing is dealt out; choose "
-                "auto or own"
+                f"{'a folder' if self.dataset.startswith('folder:') else 'a file'} of its own, so nothing is "
+                "dealt out; choose auto or own"
             )
         if self.partition == "own" and not self.sited:
             raise ConfigError(
-                f"partition = 'own' with dataset = {self.dataset!r}: give dataset = folder:/path or "
-                "features:/path with {peer} in it, as folder:/data/site-{peer}"
+                f"partition = 'own' with dataset = {self.dataset!r}: give dataset = folder:/path, "
+                "table:/path or features:/path with {peer} in it, as folder:/data/site-{peer}"
             )
         if len(self.pixel_ranges) > 1 and not self.sited:
             raise ConfigError(
                 f"pixel-range = {self.pixel_range!r} with dataset = {self.dataset!r}: one range a peer needs "
-                "a folder for each peer (dataset = folder:/path with {peer} in it); give one for all images"
+                "a folder or table for each peer (dataset = folder:/path with {peer} in it); give one for "
+                "all images"
             )
         for key, value in (("dp-noise", self.dp_noise), ("dp-delta", self.dp_delta)):
             if value and not self.dp_clip:

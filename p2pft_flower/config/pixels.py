@@ -1,4 +1,4 @@
-"""The keys on pixels as texts: channels' means and deviations, and black and white."""
+"""The keys on pixels as texts: channels' means and deviations, black and white, and DICOM's window."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from p2pft_flower.config.bounds import require
 from p2pft_flower.errors import ConfigError
 
-__all__ = ["channel_fault", "read_channels", "read_range"]
+__all__ = ["channel_fault", "read_channels", "read_dicom_window", "read_range"]
 
 _BRIGHTEST = 1e30
 """The largest absolute value that a range may have; no image has larger samples."""
@@ -79,3 +79,29 @@ def read_range(text: str) -> tuple[float, float] | None:
         "auto or LOW:HIGH with LOW < HIGH, such as -1000:400",
     )
     return black, white
+
+
+def read_dicom_window(text: str) -> tuple[float, float] | None:
+    """Return the (black, white) of ``dicom-window``, ``"CENTRE:WIDTH"``; None for ``"auto"``.
+
+    Black and white are the ends of DICOM's linear window (PS3.3, C.11.2.1.2): centre − 0.5 ∓ (width − 1) / 2.
+
+    Raises
+    ------
+    ConfigError
+        If the text is something else.
+    """
+    if text == "auto":
+        return None
+    first, colon, second = text.partition(":")
+    try:
+        centre, width = float(first), float(second)
+    except ValueError:
+        centre, width = math.nan, math.nan
+    require(
+        bool(colon) and abs(centre) <= _BRIGHTEST and 1 < width <= _BRIGHTEST,
+        "dicom-window",
+        text,
+        "auto or CENTRE:WIDTH with WIDTH > 1, such as 40:400",
+    )
+    return centre - 0.5 - (width - 1) / 2, centre - 0.5 + (width - 1) / 2

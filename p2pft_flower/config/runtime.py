@@ -13,6 +13,7 @@ __all__ = ["TRANSPORTS", "RuntimeConfig"]
 
 TRANSPORTS = ("auto", "memory", "grpc")
 ON_FAILURE = ("continue", "wait", "stop")
+DATA_CHANGED = ("refuse", "accept")
 
 
 @dataclass(frozen=True)
@@ -22,8 +23,8 @@ class RuntimeConfig:
     Attributes
     ----------
     topology : str
-        A graph's name, an absolute path to YAML, or a generator such as ``exponential:16`` (``p2pft topology
-        list``).
+        A graph's name, an absolute path (YAML, GraphML, JSON of networkx, a CSV of edges), or a generator
+        such as ``exponential:16`` (``p2pft topology list``).
     epochs : int
         Length of the run in epochs; an epoch has as many iterations as a peer's mean share of the data has
         batches.
@@ -80,6 +81,9 @@ class RuntimeConfig:
         none, a new run.
     extend : bool
         Whether a run that is resumed may be longer than before.
+    data_changed : {"refuse", "accept"}
+        Whether a run whose peers' images have changed is not resumed, with an error that says which
+        (``refuse``), or goes on with the images that are there now, which ``results.json`` tells.
     preflight_only : bool
         Whether to look at every peer and link of a deployment, print the findings, and stop before the first
         gradient.
@@ -90,6 +94,10 @@ class RuntimeConfig:
     tensorboard : bool
         Whether the peers' scores, and the consensus error at the coordinator, are written as TensorBoard's
         event files into the folder ``tensorboard`` of the run's folder (needs the extra ``tensorboard``).
+    predictions : bool
+        Whether each peer writes its answers to its test images, with the probability of each class, as CSV
+        beside its tail, at its own site (docs/per-class.md). ``p2pft evaluate --predictions`` does it at any
+        time later.
     callbacks : str
         What is called at each evaluation, each change of view and the end, ``my_module:MyCallback``
         (docs/extending.md has examples for Weights & Biases and MLflow); empty: nothing. It runs in a thread
@@ -123,9 +131,11 @@ class RuntimeConfig:
     checkpoints_kept: int = 2
     resume: str = ""
     extend: bool = False
+    data_changed: str = "refuse"
     preflight_only: bool = False
     observer_address: str = ""
     tensorboard: bool = False
+    predictions: bool = False
     callbacks: str = ""
     min_peers: int = 0
 
@@ -161,6 +171,12 @@ class RuntimeConfig:
         require(self.transport in TRANSPORTS, "transport", self.transport, f"one of {', '.join(TRANSPORTS)}")
         require(
             self.on_failure in ON_FAILURE, "on-failure", self.on_failure, f"one of {', '.join(ON_FAILURE)}"
+        )
+        require(
+            self.data_changed in DATA_CHANGED,
+            "data-changed",
+            self.data_changed,
+            f"one of {', '.join(DATA_CHANGED)}",
         )
         host, _, port = self.observer_address.rpartition(":")
         require(

@@ -22,6 +22,7 @@ from p2pft_flower.algorithms import ALGORITHMS
 from p2pft_flower.config import LearningConfig, RunConfig
 from p2pft_flower.errors import ConfigError, DataError, P2PFTError, cause_of
 from p2pft_flower.flower import messages
+from p2pft_flower.flower.changed_images import changes_of, keep_lists
 from p2pft_flower.flower.host_process import run_host
 from p2pft_flower.flower.logs import kept_warnings, log_to_stream
 from p2pft_flower.flower.messages import HostReport
@@ -108,7 +109,7 @@ class _Facts:
     """Facts of this machine's peers and their images, in numbers and names only."""
 
     data: dict[int, dict[str, Any]]
-    """Fields of :class:`~p2pft_flower.learning.data.holdings.PeerData`, by peer."""
+    """Fields of :class:`~p2pft_flower.learning.data.peer_data.PeerData`, by peer."""
     partition: str
     """The run-config's ``partition``, with ``auto`` resolved."""
     classes: tuple[str, ...]
@@ -310,6 +311,7 @@ def _hello(message: Message, context: Context) -> dict[str, Any]:
         **vars(facts),
         "images": images,
         "kept": _kept(config, site),
+        "changed": _changed(config, site, asked["n"]),
         "warnings": (*facts.warnings, *(() if own is None else own.warnings)),
     }
 
@@ -322,6 +324,20 @@ def _kept(config: RunConfig, site: Site | None) -> dict[str, Any] | None:
     if site is None or not config.runtime.resume:
         return None
     return plain(look_through(site.resumed_folder(config.runtime.resume), site.peer_id))  # type: ignore[no-any-return]
+
+
+def _changed(config: RunConfig, site: Site | None, n: int) -> dict[str, Any] | None:
+    """Return the changes of this site's images since the run that is to be resumed, as values for JSON.
+
+    None if no run is to be resumed, for a problem of the user's own, and in simulation, where the coordinator
+    can look itself.
+    """
+    if site is None or not config.runtime.resume or config.learning.problem or site.peer_id >= n:
+        return None
+    held = holdings(_learning(config, site), n, "", (site.peer_id,))
+    return plain(  # type: ignore[no-any-return]
+        changes_of(site.peer_id, site.resumed_folder(config.runtime.resume), held)
+    )
 
 
 def _preflight(message: Message, context: Context) -> dict[str, Any]:
@@ -441,6 +457,9 @@ def _train_peers(message: Message, context: Context, told: HostReport) -> dict[s
         if plan.members:
             save_plan(plan)
     host = _host(plan, site)
+    if not config.learning.problem:
+        pooled = config.method.objective if plan.pooled else ""
+        keep_lists(plan, holdings(_learning(config, site), plan.n, pooled, _peers_here(site)))
     try:
         with served("" if site is None else site.metrics_address, plan.run):
             outcomes = run_host(host, deployed=site is not None)

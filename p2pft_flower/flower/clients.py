@@ -171,7 +171,7 @@ def train(
 
 def evaluate(
     task: dict[str, Any],
-    config: RunConfig,  # noqa: ARG001 - as train
+    config: RunConfig,
     workload: Workload,
     peer: int,
     arrays: ArrayRecord,
@@ -187,13 +187,15 @@ def evaluate(
         When the loss is not finite.
     """
     theta, objective = theta_of(workload, arrays), workload.objectives([peer])[peer]
+    done = min(_rounds(task, told) * task["steps"], task["iterations"])
+    last = done == task["iterations"]
     begin = time.perf_counter()
-    score = objective.evaluate(theta)
+    full = objective.evaluate_in_full(theta) if last else None
+    score = objective.evaluate(theta) if full is None else full.score
     passed = time.perf_counter() - begin
     scored = not math.isnan(score.accuracy)
     if scored and not math.isfinite(score.loss):
         raise DivergedError.not_finite(peer, f"round {told['server-round']!r}", "loss")
-    done = min(_rounds(task, told) * task["steps"], task["iterations"])
     line = Round(
         peer=peer,
         iteration=done,
@@ -208,7 +210,9 @@ def evaluate(
     journal = Journal(Path(task["output-dir"]), peer)
     try:
         journal.write(line)
-        if done == task["iterations"]:
+        if full is not None:
+            if config.runtime.predictions:
+                journal.save_predictions(full.predictions)
             extra = {
                 "run": task["run"],
                 "peer": str(peer),
@@ -220,7 +224,7 @@ def evaluate(
             # One gradient an iteration, drawn in any process, and the gradients that came to nothing.
             objective.drawn = done + task["lost"]
             epsilon, delta = objective.privacy_spent() or (None, None)
-            told_back |= {"epsilon": epsilon, "delta": delta}
+            told_back |= {"epsilon": epsilon, "delta": delta, "class_scores": plain(full.class_scores)}
             journal.write(LastRound(peer=peer, iteration=done, epsilon=epsilon, delta=delta))
     finally:
         journal.close()

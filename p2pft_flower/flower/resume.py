@@ -10,6 +10,7 @@ from typing import Any
 
 from p2pft_flower.config import RunConfig
 from p2pft_flower.errors import ConfigError, DataError
+from p2pft_flower.flower.changed_images import Changes, accepted, changes_of
 from p2pft_flower.flower.run import Run
 from p2pft_flower.flower.strategies import is_strategy
 from p2pft_flower.keeping.about import PeerAbout, ServerAbout
@@ -20,12 +21,14 @@ from p2pft_flower.keeping.resuming import (
     config_differences,
     data_differences,
     given_up,
+    image_differences,
     look_through,
     newest_common,
     place_differences,
     refuse,
 )
 from p2pft_flower.keeping.run_folders import find_run
+from p2pft_flower.learning.data.holdings import Holdings
 from p2pft_flower.plan import ResumePoint
 from p2pft_flower.report.results import default_output_dir, runs_folder
 from p2pft_flower.typed import Settings, converted
@@ -164,10 +167,12 @@ def resumed(run: Run, answers: Mapping[int, Mapping[str, Any]]) -> Run:
     try:
         view, point = newest_common(fitting, exchanges=run.exchanges)
     except DataError:
-        refuse(name, differences + _own_differences(run, compared))  # settings first: they can be changed
+        found = _own_differences(run, compared, _changes(run, answers, compared))
+        refuse(name, differences + found)  # settings first: they can be changed
         raise
     compared = {one.peer: one.views[view] for one in kept}
-    refuse(name, differences + _own_differences(run, compared))
+    changes = _changes(run, answers, compared)
+    refuse(name, differences + _own_differences(run, compared, changes))
     odd = {k: v for k, v in first.versions.items() if v != run.versions.get(k)}
     if odd:
         log.warning(
@@ -189,6 +194,7 @@ def resumed(run: Run, answers: Mapping[int, Mapping[str, Any]]) -> Run:
         run,
         iterations=iterations,
         evaluate_every=every,
+        changed=accepted({p: one.of_peer.known for p, one in compared.items()}, run, changes),
         # If a stream has grown, the weights would be others.
         loss_weights={one.peer: compared[one.peer].of_peer.loss_weight for one in kept},
         resume=ResumePoint(name, str(resumed_folder(config.runtime.resume)), point, digests),
@@ -273,12 +279,42 @@ def check_length(config: RunConfig, before: int, now: int) -> list[str]:
     return []
 
 
-def _own_differences(run: Run, compared: Mapping[int, KeptView]) -> list[str]:
+def _changes(
+    run: Run, answers: Mapping[int, Mapping[str, Any]], compared: Mapping[int, KeptView]
+) -> dict[int, Changes]:
+    """Return what is known of the changes of the images of those peers whose images have changed.
+
+    The sites of a deployment have told it; in a simulation the images are on this machine.
+    """
+    config = run.config
+    now = config.to_mapping()
+    other = [
+        peer
+        for peer, one in compared.items()
+        if (before := one.of_peer.known) is not None and image_differences(before, run.about(peer).known, now)
+    ]
+    if run.deployed:
+        told = {host.peers: answers[host.node]["changed"] for host in run.hosts}
+        return {p: converted(told[p,], Changes, f"peer {p}'s changes") for p in other if told[p,]}
+    if not other or config.learning.problem:
+        return {}
+    held = Holdings(
+        config.learning, run.graph.n, pooled=config.method.objective if run.pooled else "", peers=None
+    )
+    folder = resumed_folder(config.runtime.resume)
+    return {peer: changes_of(peer, folder, held) for peer in other}
+
+
+def _own_differences(run: Run, compared: Mapping[int, KeptView], changes: Mapping[int, Changes]) -> list[str]:
     """Return differences of the peers' graph and data from the earlier run's, one a line."""
-    return [told for peer, one in compared.items() for told in _peers_differences(run, peer, one.of_peer)]
+    return [
+        told
+        for peer, one in compared.items()
+        for told in _peers_differences(run, peer, one.of_peer, changes.get(peer, Changes()))
+    ]
 
 
-def _peers_differences(run: Run, peer: int, about: PeerAbout) -> list[str]:
+def _peers_differences(run: Run, peer: int, about: PeerAbout, changes: Changes) -> list[str]:
     row, column = ({peer: 1.0}, {peer: 1.0}) if run.pooled else (run.view.row(peer), run.view.column(peer))
     found = place_differences(peer, about, row, column)
     digest = None if about.graph is None else about.graph.digest
@@ -290,7 +326,7 @@ def _peers_differences(run: Run, peer: int, about: PeerAbout) -> list[str]:
     if about.partition != run.partition:
         found.append(f"partition: {about.partition} in the checkpoint, {run.partition} now")
     known, now = run.about(peer).known, run.config.to_mapping()
-    return found + data_differences(peer, about.known, known, about.config, now)
+    return found + data_differences(peer, about.known, known, about.config, now, changes.told)
 
 
 def no_extension_alone(config: RunConfig) -> None:

@@ -15,6 +15,8 @@ from flwr.app import Array, ArrayRecord
 
 from p2pft_flower.config import RunConfig
 from p2pft_flower.errors import ConfigError, DataError
+from p2pft_flower.facts import ChangedData
+from p2pft_flower.flower.changed_images import accepted
 from p2pft_flower.flower.resume import check_length, resumed_folder
 from p2pft_flower.flower.run import Run
 from p2pft_flower.flower.strategies import plain_name
@@ -99,6 +101,8 @@ class RoundKeeper:
         The most gradients of a peer that interrupted runs may have drawn in vain.
     resume : ResumePoint or None
         The point from which the run goes on; None if it begins anew.
+    changed : dict of int to ChangedData
+        The changes of the peers' images with which it goes on.
 
     Raises
     ------
@@ -119,6 +123,7 @@ class RoundKeeper:
         self.seconds = {p: {"gradient": 0.0, "exchange": 0.0, "evaluation": 0.0} for p in run.peers}
         self.lost = 0
         self.resume: ResumePoint | None = None
+        self.changed: dict[int, ChangedData] = {}
         if run.config.runtime.resume:
             self._go_on(run.config.runtime.resume)
 
@@ -211,6 +216,7 @@ class RoundKeeper:
                 peer, before.known[peer], now.known[peer], before.config, now.config
             )
         refuse(kept.run, differences)
+        self.changed = accepted(before.known, run)
         # A longer run has no shortened round at the shorter one's end.
         whole = [k for k in kept.digests if k % self._steps == 0 or now.iterations == before.iterations]
         if not whole or max(whole) >= now.iterations:

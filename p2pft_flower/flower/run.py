@@ -14,12 +14,13 @@ from p2pft_flower.algorithms.codecs import make_codec
 from p2pft_flower.algorithms.compression import codec_step
 from p2pft_flower.config import LearningConfig, MethodConfig, RunConfig
 from p2pft_flower.errors import ConfigError, printable
-from p2pft_flower.facts import KnownImages, PeerFacts, ResumedFrom
+from p2pft_flower.facts import ChangedData, KnownImages, PeerFacts, ResumedFrom
 from p2pft_flower.flower.nodes import HostAssignment, RunFailedError
 from p2pft_flower.flower.unlike import unlike
 from p2pft_flower.keeping.lines import Failed, Outcome
 from p2pft_flower.keeping.progress import Progress
 from p2pft_flower.keeping.retention import iterations_apart
+from p2pft_flower.learning.data.by_column import require_named_order
 from p2pft_flower.learning.data.names import differing_unseen
 from p2pft_flower.plan import ResumePoint
 from p2pft_flower.report.outcomes import Reached, how_far, run_results
@@ -98,6 +99,8 @@ class Run:
     """Numbers of a sample, of a dataset of features; 0 of images."""
     known: dict[int, KnownImages] = field(default_factory=dict)
     """Digests that recognise each peer's images, as far as the answers have them."""
+    changed: dict[int, ChangedData] = field(default_factory=dict)
+    """The changes of the peers' images with which the run goes on; of no other peer."""
     certified: bool = False
     """Whether the peers have certificates."""
     site_names: dict[int, str] = field(default_factory=dict)
@@ -168,7 +171,7 @@ class Run:
         """Return the facts of a peer that results have besides its scores."""
         name = "all" if self.pooled else self.names.get(peer, str(peer))
         known = self.known.get(peer, KnownImages(self.images[peer]))
-        return PeerFacts(name, tuple(self.classes[peer]), known)
+        return PeerFacts(name, tuple(self.classes[peer]), known, data_changed=self.changed.get(peer))
 
 
 def plan_run(
@@ -210,6 +213,8 @@ def plan_run(
 
     Raises
     ------
+    ConfigError
+        When a column deals the images out by the peers' names, but in another order than theirs.
     RunFailedError
         When hosts run different versions, have data of different classes, or differ in a frozen fact, such as
         the model's weights or its image size.
@@ -229,13 +234,17 @@ def plan_run(
             raise RunFailedError(
                 f"the classes differ: peers {list(host.peers)} have {answer['classes']}, peers "
                 f"{list(hosts[0].peers)} have {told[0]['classes']}{unseen}; give all peers the same classes "
-                "(in folders, an empty one in train/ for a class that a peer does not hold)"
+                "(in folders, an empty one in train/ for a class that a peer does not hold; in tables, a row "
+                "without an image)"
             )
     _check_frozen(config.learning, hosts, told)
     _tell_warnings(hosts, told)
     _tell_pixels(told)
     data = {int(p): d for answer in told for p, d in answer["data"].items()}
     images = {p: int(d["images"]) for p, d in data.items()}
+    site_names = {a["peer-id"]: a["site"] for a in told if a["site"]}
+    names = [site_names.get(p, name) for p, name in enumerate(graph.peer_names)]
+    require_named_order(config.learning.partition, told[0]["partition"], names)
     # An epoch: as many gradients as a peer's mean share of the data has batches.
     batches = math.ceil(sum(images.values()) / len(view.peers) / config.learning.batch_size)
     epoch = math.ceil(batches / gradients)
@@ -266,7 +275,7 @@ def plan_run(
         images_line=told[0]["images"],
         width=told[0]["width"],
         certified=any(answer["federation"] for answer in told),
-        site_names={a["peer-id"]: a["site"] for a in told if a["site"]},
+        site_names=site_names,
     )
 
 

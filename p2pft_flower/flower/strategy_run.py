@@ -20,6 +20,8 @@ from p2pft_flower.flower.strategies import PeersGrid, make_strategy
 from p2pft_flower.host.callbacks import Callbacks, WatchedRun
 from p2pft_flower.keeping.lines import Evaluation, Outcome, Report
 from p2pft_flower.keeping.progress import Progress
+from p2pft_flower.scores import ClassScores
+from p2pft_flower.typed import converted
 
 if TYPE_CHECKING:
     from p2pft_flower.learning.workload import Workload
@@ -45,7 +47,7 @@ def run_strategy(grid: Grid, run: Run) -> dict[str, Any]:
     workload = Workload(run.config.learning, n, classes=run.class_names, width=run.width)
     progress = Progress(n, run.iterations, lambda line: log.info("%s", line))
     keeper = RoundKeeper(run, steps, workload.model_digest)
-    run = replace(run, resume=keeper.resume)
+    run = replace(run, resume=keeper.resume, changed=keeper.changed)
     watched = WatchedRun(
         run=run.id,
         name=run.config.runtime.name,
@@ -141,7 +143,7 @@ class _Account:
         self._seconds, self._sent = keeper.seconds, keeper.sent
         self._before = {p: dict(parts) for p, parts in keeper.seconds.items()}
         self._last: dict[int, Report] = {}
-        self._last_only: dict[int, dict[str, float | None]] = {}
+        self._last_only: dict[int, dict[str, Any]] = {}
         """The numbers of each peer's last evaluation that no report has."""
         for report in keeper.reports:
             progress.fill(report)
@@ -163,8 +165,11 @@ class _Account:
                     Evaluation(**structs.asdict(report), seconds=passed, epsilon=note.get("epsilon"))
                 )
                 self._keeper.reports.append(report)
-                only = ("accuracy_seen", "epsilon", "delta")
+                only = ("accuracy_seen", "epsilon", "delta", "class_scores")
                 self._last_only[peer] = {key: note.get(key) for key in only}
+                if (by_class := note.get("class_scores")) is not None:
+                    where = f"peer {peer}'s scores by class"
+                    self._last_only[peer]["class_scores"] = converted(by_class, ClassScores, where)
 
     def share_out(self, passed: float, hosts: Sequence[HostAssignment]) -> None:
         """Count as exchange those of ``passed`` seconds that no gradient or evaluation of a host took."""
@@ -188,6 +193,7 @@ class _Account:
                 accuracy_seen=self._last_only[p]["accuracy_seen"],
                 epsilon=self._last_only[p]["epsilon"],
                 delta=self._last_only[p]["delta"],
+                class_scores=self._last_only[p]["class_scores"],
                 seconds=self._seconds[p],
                 iterations=run.iterations,
                 parameters=workload.theta0.size,

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
 
 import numpy.typing as npt
 
-__all__ = ["Objective", "OwnProblem", "Problem", "Score"]
+from p2pft_flower.scores import ClassScores
+
+__all__ = ["EvaluatesInFull", "InFull", "Objective", "OwnProblem", "Problem", "Score"]
 
 Vector = npt.NDArray[Any]
 
@@ -74,6 +76,34 @@ class Objective(Protocol):
 
     def privacy_spent(self) -> tuple[float, float] | None:
         """Return (ε, δ) of all gradients so far; None if the gradients are not differentially private."""
+        ...
+
+
+class InFull(Protocol):
+    """One evaluation with all that is known of it."""
+
+    @property
+    def score(self) -> Score:
+        """The scores of every evaluation."""
+        ...
+
+    @property
+    def class_scores(self) -> ClassScores | None:
+        """The scores by class; None if the peer has no test image."""
+        ...
+
+    @property
+    def predictions(self) -> Iterator[Sequence[str]]:
+        """The rows of a table of the answers, the header first."""
+        ...
+
+
+@runtime_checkable
+class EvaluatesInFull(Objective, Protocol):
+    """An :class:`Objective` that knows classes; a problem of the user's own has none such."""
+
+    def evaluate_in_full(self, theta: Vector) -> InFull:
+        """Return the scores of ``theta``, also by class, and the answers to the test images."""
         ...
 
 

@@ -19,12 +19,13 @@ from msgspec import structs
 from p2pft_flower.errors import ConfigError, cause_of
 from p2pft_flower.host.agreement import NewView
 from p2pft_flower.host.callbacks import Callbacks, WatchedRun
-from p2pft_flower.host.problem import Objective, Problem, Score
+from p2pft_flower.host.problem import EvaluatesInFull, Objective, Problem, Score
 from p2pft_flower.host.wires import Access
 from p2pft_flower.keeping import lines, sketch
 from p2pft_flower.keeping.journal import Journal, JournalError
 from p2pft_flower.keeping.lines import Evaluation, Failed, Outcome, Stall, ViewChange
 from p2pft_flower.plan import Plan
+from p2pft_flower.scores import ClassScores
 from p2pft_flower.transport import ObserverClient, PeerReport, Standing
 from p2pft_flower.typed import encoded
 
@@ -94,6 +95,8 @@ class Recorder:
         self._seconds = {p.peer: {"gradient": 0.0, "exchange": 0.0, "evaluation": 0.0} for p in plan.peers}
         """Seconds of each peer by activity; of exchanges only those before this run."""
         self._scores: dict[int, Score] = {}
+        self._class_scores: dict[int, ClassScores | None] = {}
+        """The scores by class of each peer's last θ, if its problem has classes."""
         self._spent: dict[int, tuple[float | None, float | None]] = {}
         """(ε, δ) of each peer's gradients up to its last evaluation."""
         self._times: dict[int, list[float]] = {}
@@ -198,7 +201,11 @@ class Recorder:
     def evaluate(self, peer: int, objective: Objective, theta: Vector, done: int, bytes_sent: int) -> Score:
         """Score ``theta``, (q,), after ``done`` iterations; write, report and return the scores."""
         with self.timed(peer, "evaluation"):
-            score = self._scores[peer] = objective.evaluate(theta)
+            if done == self._plan.iterations and isinstance(objective, EvaluatesInFull):
+                score = self._in_full(peer, objective, theta)
+            else:
+                score = objective.evaluate(theta)
+            self._scores[peer] = score
         told = _scores(score) | {
             "peer": peer,
             "iteration": done,
@@ -214,6 +221,14 @@ class Recorder:
         self._report(sketch=sketched, **told)
         self._on_evaluation(line, sketched)
         return score
+
+    def _in_full(self, peer: int, objective: EvaluatesInFull, theta: Vector) -> Score:
+        """Score the peer's last θ; keep the scores by class, and write the predictions if they are wanted."""
+        full = objective.evaluate_in_full(theta)
+        self._class_scores[peer] = full.class_scores
+        if self._plan.config.runtime.predictions:
+            self._journals[peer].save_predictions(full.predictions)
+        return full.score
 
     def trace(self, peer: int, view: int, done: int, surplus: Vector) -> None:
         """Write a sketch of ``surplus``, τ_i − g_i, (q,), after ``done`` iterations into the journal."""
@@ -284,6 +299,7 @@ class Recorder:
             epsilon=epsilon,
             delta=delta,
             preprocessing=self._preprocessing,
+            class_scores=self._class_scores.get(peer),
         )
         self._save(peer, theta, self._plan.iterations, stopped=False)
         self._times[peer].append(outcome.time)

@@ -7,7 +7,7 @@ import logging
 import mmap
 import os
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -16,6 +16,7 @@ import numpy as np
 from p2pft_flower.errors import Cause, DataError, P2PFTError
 from p2pft_flower.keeping.folders import make_private, private, replacing
 from p2pft_flower.keeping.lines import AnyLine, Run, read_line, written
+from p2pft_flower.keeping.predictions import predictions_name, write_predictions
 
 __all__ = ["Journal", "JournalError", "Life", "by_run", "read_journal", "read_whole_lines"]
 
@@ -137,6 +138,12 @@ class Journal:
         with self._on_disk(path), replacing(path, on_disk=not stopped) as partial:
             safetensors.save_file(dict(tensors), partial, metadata=dict(metadata))
         return path
+
+    def save_predictions(self, rows: Iterable[Sequence[str]]) -> Path:
+        """Write the peer's ``peer-<i>.predictions.csv``, whose first row is the header; return its path."""
+        path = self.folder / predictions_name(self.peer)
+        with self._on_disk(path):
+            return write_predictions(path, rows)
 
     def close(self) -> None:
         """Close the journal."""

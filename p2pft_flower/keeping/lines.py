@@ -14,6 +14,7 @@ import msgspec
 
 from p2pft_flower.errors import DataError
 from p2pft_flower.facts import PeerFacts, RunFacts
+from p2pft_flower.scores import ClassScores
 from p2pft_flower.typed import Count, PeerCount, PeerNumber, Positive, Settings, decoded, encoded
 
 __all__ = [
@@ -232,6 +233,9 @@ class Outcome(Line, frozen=True, kw_only=True, tag="end"):
         (ε, δ) of all the peer's gradients together; None if they are not differentially private.
     preprocessing : dict or None
         Settings of the images that the model saw, with their origins; None if the problem has none.
+    class_scores : ClassScores or None
+        The scores by class of the peer's last θ; None without test images, of a problem without classes, or
+        in an earlier version's journal.
     """
 
     loss: float | None
@@ -247,6 +251,7 @@ class Outcome(Line, frozen=True, kw_only=True, tag="end"):
     delta: float | None = None
     preprocessing: dict[str, Any] | None = None
     accuracy_seen: float | None = None
+    class_scores: ClassScores | None = None
 
 
 class Round(Scored, frozen=True, kw_only=True, tag="round"):

@@ -8,6 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from operator import attrgetter
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from msgspec import structs
@@ -24,9 +25,11 @@ __all__ = [
     "FREE_KEYS",
     "Kept",
     "KeptView",
+    "accepts_changes",
     "config_differences",
     "data_differences",
     "given_up",
+    "image_differences",
     "look_through",
     "newest_common",
     "place_differences",
@@ -40,6 +43,7 @@ FREE_KEYS = frozenset(
         "callbacks",
         "checkpoint-every",
         "checkpoints-kept",
+        "data-changed",
         "evaluate-every",
         "extend",
         "meet-timeout",
@@ -49,6 +53,7 @@ FREE_KEYS = frozenset(
         "observer-address",
         "on-failure",
         "peer-timeout",
+        "predictions",
         "preflight-only",
         "rejoin-deadline",
         "resume",
@@ -62,6 +67,9 @@ FREE_KEYS = frozenset(
     }
 )
 """Run-config keys that may differ when a run goes on: θ does not depend on them."""
+
+PLACES = ("folder", "table", "features")
+"""Beginnings of a ``dataset`` that is a path: the same data may lie elsewhere when a run goes on."""
 
 SHOWN = 12
 """The most differences that an error shows; the others are counted."""
@@ -277,11 +285,11 @@ def without_paths(config: Mapping[str, Any]) -> dict[str, Any]:
     -------
     dict
         The keys and values that are left; of files and folders of texts whether they are set; ``dataset =
-        "folder:…"`` or ``"features:…"`` only tells whether each peer has a folder or file of its own.
+        "folder:…"``, ``"table:…"`` or ``"features:…"`` only tells whether each peer has one of its own.
     """
     left = {key: value for key, value in config.items() if key not in PRIVATE_KEYS}
     kind, colon, place = str(left.get("dataset", "")).partition(":")
-    if kind in ("folder", "features"):
+    if kind in PLACES:
         left["dataset"] = kind + colon + ("{peer}" if "{peer}" in place else "")
     for key in ("text-embeddings", "class-names"):  # the model's digest knows what the file holds
         if key in left:
@@ -293,10 +301,46 @@ def without_paths(config: Mapping[str, Any]) -> dict[str, Any]:
     return left
 
 
+def image_differences(before: KnownImages, now: KnownImages, config: Settings) -> dict[str, str]:
+    """Return what differs between a peer's images and those of its checkpoint, by ``training`` and ``test``.
+
+    Parameters
+    ----------
+    before, now : KnownImages
+        The images that the checkpoint names, and those that the peer holds.
+    config : dict
+        The run-config with which the run is to be resumed.
+    """
+    found = {}
+    if before.images != now.images and not config.get("stream"):
+        found["training"] = f"{before.images} in the checkpoint, {now.images} now"
+    digests = (
+        ("training", before.train_digest, now.train_digest),
+        ("test", before.test_digest, now.test_digest),
+    )
+    for what, was, is_ in digests:
+        if was and is_ and was != is_:
+            found.setdefault(
+                what,
+                "other labels, file names, sizes or contents than in the checkpoint, or another order",
+            )
+    return found
+
+
+def accepts_changes(config: Settings) -> bool:
+    """Return whether a run goes on with other images: ε counts on the same ones if gradients are private."""
+    return config.get("data-changed") == "accept" and not config.get("dp-clip")
+
+
 def data_differences(
-    peer: int, before: KnownImages | None, now: KnownImages, earlier: Settings, config: Settings
+    peer: int,
+    before: KnownImages | None,
+    now: KnownImages,
+    earlier: Settings,
+    config: Settings,
+    details: Mapping[str, str] = MappingProxyType({}),
 ) -> list[str]:
-    """Return texts on the differences of a peer's images from those of its checkpoint.
+    """Return texts on the differences of a peer's images from those of its checkpoint, but accepted ones.
 
     Parameters
     ----------
@@ -308,6 +352,8 @@ def data_differences(
         The images that the peer holds when the run is to be resumed.
     earlier, config : dict
         The run-config of the checkpoint, and that with which the run is to be resumed.
+    details : mapping of str to str
+        What is known beside of the changes of the ``training`` and ``test`` images.
 
     Returns
     -------
@@ -317,24 +363,21 @@ def data_differences(
     if before is None:
         return [f"peer {peer}'s images: the checkpoint does not say by what they are known again"]
     found = []
-    if before.images != now.images and not config.get("stream"):
-        found.append(f"peer {peer}'s training images: {before.images} in the checkpoint, {now.images} now")
-    digests = (
-        ("training", before.train_digest, now.train_digest),
-        ("test", before.test_digest, now.test_digest),
-    )
-    for what, was, is_ in digests:
-        if was and is_ and was != is_ and not (found and what == "training"):
-            found.append(
-                f"peer {peer}'s {what} images: other labels, file names, sizes or contents than in the "
-                "checkpoint, or another order"
-            )
+    if not accepts_changes(config):
+        remedy = (
+            "with private gradients a run goes on with the same images only"
+            if config.get("dp-clip")
+            else "data-changed = accept goes on with those of now"
+        )
+        for what, told in image_differences(before, now, config).items():
+            more = f": {details[what]}" if what in details else ""
+            found.append(f"peer {peer}'s {what} images: {told}{more} ({remedy})")
     ranges = (before.pixel_range, now.pixel_range)
     same_key = earlier.get("pixel-range") == config.get("pixel-range")  # else reported already
     if all(ranges) and ranges[0] != ranges[1] and same_key:
         found.append(f"peer {peer}'s pixel-range: {ranges[0]} in the checkpoint, {ranges[1]} now")
     names = [str(one.get("dataset", "")) for one in (earlier, config)]
-    moved = names[0] != names[1] and all(name.startswith(("folder:", "features:")) for name in names)
+    moved = names[0] != names[1] and all(name.partition(":")[0] in PLACES for name in names)
     if moved and not before.test_digest:
         found.append(
             f"dataset: {names[0]} in the checkpoint, {names[1]} now; the checkpoint does not say by what its "

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -13,20 +13,26 @@ import torch
 from torch import nn
 from torch.nn.utils import vector_to_parameters
 
+from p2pft_flower.learning.class_scores import class_scores
 from p2pft_flower.learning.draws import seeded
 from p2pft_flower.learning.minibatches import MiniBatch, MiniBatches, PooledMiniBatches
 from p2pft_flower.learning.model.modes import training
 from p2pft_flower.learning.model.structure import share_copy
 from p2pft_flower.learning.privacy import ClippedGradients, Privacy, Spent
 from p2pft_flower.learning.store.features import Features
+from p2pft_flower.scores import ClassScores, has_confusion, has_rows
 from p2pft_flower.typed import Count, converted
 
 __all__ = [
     "Answers",
     "Evaluation",
+    "InFull",
     "PeerObjective",
+    "Scored",
     "answers_of",
     "evaluate",
+    "prediction_rows",
+    "scores_of",
     "tail_vector",
     "trained_parameters",
 ]
@@ -95,11 +101,68 @@ class Answers:
         Each image's true class, and the class with the largest logit.
     losses : (N,) float64 tensor
         Cross-entropy of each image.
+    probabilities : (N, C) float64 tensor or None
+        Each image's probability of each class, the softmax of its logits; None if nobody asked for them.
     """
 
     labels: torch.Tensor
     predicted: torch.Tensor
     losses: torch.Tensor
+    probabilities: torch.Tensor | None = None
+
+    @property
+    def arrays(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+        """Labels, answers and probabilities, as :func:`class_scores` takes them.
+
+        Raises
+        ------
+        ValueError
+            When there are no probabilities.
+        """
+        if self.probabilities is None:
+            raise ValueError("the answers have no probabilities")
+        return self.labels.numpy(), self.predicted.numpy(), self.probabilities.numpy()
+
+    def by_class(self, names: Sequence[str], *, rows: bool = True, cells: bool = True) -> ClassScores | None:
+        """Return the scores by class, as :func:`class_scores` does; None without images."""
+        return class_scores(*self.arrays, names, rows=rows, cells=cells)
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What is told of a peer's test images beside the answers.
+
+    Attributes
+    ----------
+    classes : sequence of str
+        Names of the classes, in the order of the head's outputs.
+    images : callable
+        Returns the names of the test images, in their order.
+    peers : int
+        Number of peers of the run, which decides whether results have room for numbers of each class.
+    """
+
+    classes: Sequence[str]
+    images: Callable[[], Sequence[str]]
+    peers: int
+
+
+class InFull(NamedTuple):
+    """The last evaluation of a peer, with all that is known of it.
+
+    Attributes
+    ----------
+    score : Evaluation
+        The scores of every evaluation.
+    class_scores : ClassScores or None
+        The scores by class; None without test images.
+    predictions : iterator of list of str
+        The rows of a table of the answers: :func:`prediction_rows`.
+    """
+
+    score: Evaluation
+    class_scores: ClassScores | None
+    predictions: Iterator[list[str]]
 
 
 class PeerObjective:
@@ -117,6 +180,8 @@ class PeerObjective:
         Numbers that decide drop-out masks, if the tail has any, together with the mini-batch's number.
     privacy : Privacy, optional
         Settings that make the gradients differentially private; None: they are not.
+    scored : Scored, optional
+        The names of classes and test images, for :meth:`evaluate_in_full`.
     """
 
     def __init__(
@@ -128,6 +193,7 @@ class PeerObjective:
         seed: int,
         peer: int,
         privacy: Privacy | None = None,
+        scored: Scored | None = None,
     ) -> None:
         self.drawn = 0
         """Number of mini-batches drawn so far, which is the number of the next one."""
@@ -139,7 +205,7 @@ class PeerObjective:
         self._trained = trained_parameters(self._tail)
         self._images, self._test = images, test
         self._key = (seed, peer)
-        self._privacy = privacy
+        self._privacy, self._scored = privacy, scored
         self._clipped = None if privacy is None else ClippedGradients(self._tail, privacy.clip)
 
     def gradient(self, theta: Vector) -> Vector:
@@ -214,9 +280,29 @@ class PeerObjective:
 
     def evaluate(self, theta: Vector) -> Evaluation:
         """Score ``theta``, (q,) float32, on all of this peer's test images."""
+        return evaluate(self._tail, theta, self._test, self._unseen())
+
+    def evaluate_in_full(self, theta: Vector) -> InFull:
+        """Return what :meth:`evaluate` returns, the scores by class, and the answer to each test image.
+
+        Raises
+        ------
+        ValueError
+            When the objective was built without ``scored``.
+        """
+        if self._scored is None:
+            raise ValueError("the names of classes and test images are not known")
+        answers = answers_of(self._tail, theta, self._test, probabilities=True)
+        classes, peers = self._scored.classes, self._scored.peers
+        by_class = answers.by_class(
+            classes, rows=has_rows(peers, len(classes)), cells=has_confusion(peers, len(classes))
+        )
+        rows = prediction_rows(self._scored.images(), classes, answers)
+        return InFull(scores_of(answers, self._unseen()), by_class, rows)
+
+    def _unseen(self) -> torch.Tensor:
         held = torch.unique(self._images.labels)  # the labels of a stream grow
-        unseen = ~torch.isin(self._test.labels.cpu(), held)
-        return evaluate(self._tail, theta, self._test, unseen)
+        return ~torch.isin(self._test.labels.cpu(), held)
 
 
 def evaluate(tail: nn.Module, theta: Vector, test: Features, unseen: torch.Tensor) -> Evaluation:
@@ -233,9 +319,13 @@ def evaluate(tail: nn.Module, theta: Vector, test: Features, unseen: torch.Tenso
     unseen : (N,) bool tensor
         For each test image, whether the peer holds no training image of that image's class.
     """
-    if not len(test):
+    return scores_of(answers_of(tail, theta, test), unseen)
+
+
+def scores_of(given: Answers, unseen: torch.Tensor) -> Evaluation:
+    """Return the scores of answers; ``unseen`` is that of :func:`evaluate`."""
+    if not len(given.labels):
         return Evaluation(math.nan, math.nan, None, None)
-    given = answers_of(tail, theta, test)
     correct = (given.predicted == given.labels).double()
     return Evaluation(
         loss=float(given.losses.mean()),
@@ -245,11 +335,15 @@ def evaluate(tail: nn.Module, theta: Vector, test: Features, unseen: torch.Tenso
     )
 
 
-def answers_of(tail: nn.Module, theta: Vector, test: Features) -> Answers:
-    """Return the answers of ``theta`` in ``tail`` to all test images; parameters as of :func:`evaluate`."""
+def answers_of(tail: nn.Module, theta: Vector, test: Features, *, probabilities: bool = False) -> Answers:
+    """Return the answers of ``theta`` in ``tail`` to all test images; parameters as of :func:`evaluate`.
+
+    If ``probabilities``, the answers have them; default False, since they take memory, N × C numbers.
+    """
     tail.eval()
     _set(trained_parameters(tail), theta)
     losses, answers, truth = [torch.empty(0, dtype=torch.double)], [_NONE], [_NONE]
+    likely = list[torch.Tensor]()
     with torch.inference_mode():
         for start in range(0, len(test), EVALUATION_BATCH):
             inputs, labels = test.read(np.arange(start, min(start + EVALUATION_BATCH, len(test))))
@@ -257,7 +351,24 @@ def answers_of(tail: nn.Module, theta: Vector, test: Features) -> Answers:
             losses.append(nn.functional.cross_entropy(logits, labels, reduction="none").cpu().double())
             answers.append(logits.argmax(dim=1).cpu())
             truth.append(labels.cpu())
-    return Answers(torch.cat(truth), torch.cat(answers), torch.cat(losses))
+            if probabilities:
+                likely.append(logits.cpu().double().softmax(dim=1))
+    found = None
+    if probabilities:
+        found = torch.cat(likely) if likely else torch.empty((0, 0), dtype=torch.double)
+    return Answers(torch.cat(truth), torch.cat(answers), torch.cat(losses), found)
+
+
+def prediction_rows(images: Sequence[str], classes: Sequence[str], answers: Answers) -> Iterator[list[str]]:
+    """Yield the rows of a table of answers, the header first.
+
+    A row has the image, the names of its true class and of the answer, and the probability of each class,
+    each a text that gives the float64 back to the last bit.
+    """
+    labels, predicted, probabilities = answers.arrays
+    yield ["image", "truth", "predicted", *(f"p({name})" for name in classes)]
+    for image, label, answer, likely in zip(images, labels, predicted, probabilities, strict=True):
+        yield [image, classes[label], classes[answer], *map(repr, likely.tolist())]
 
 
 def _set(trained: list[nn.Parameter], theta: Vector) -> None:

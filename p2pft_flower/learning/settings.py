@@ -9,9 +9,12 @@ from pathlib import Path
 from p2pft_flower.config import LearningConfig
 from p2pft_flower.errors import ConfigError
 from p2pft_flower.learning.data.augmenting import check_augment
+from p2pft_flower.learning.data.by_column import BY, resolve_by
 from p2pft_flower.learning.data.dataset_names import (
     check_dataset_name,
     classes_of,
+    columns_of,
+    is_users_own,
     refuse_data_dir,
     require_data,
 )
@@ -95,8 +98,8 @@ def _require_texts(config: LearningConfig) -> None:
         require_class_texts(config, classes_of(config.dataset) or ())
 
 
-_OUR_OWN = ("folder:", "features:", "classes:", "dirichlet:", "shards:")
-"""Beginnings of values that only look like references to a module of the user's own."""
+_OUR_OWN = ("classes:", "dirichlet:", "shards:", "by:")
+"""Beginnings of partitions that only look like references to a module of the user's own."""
 
 
 def require_here(config: LearningConfig, n: int, places: Sequence[Path] = ()) -> None:
@@ -125,11 +128,16 @@ def require_here(config: LearningConfig, n: int, places: Sequence[Path] = ()) ->
     require_data(config.dataset, config.data_dir, download=config.download, peers=range(n))
     _require_texts(config)
     check_partition(config.partition, n, classes_of(config.dataset))
+    columns = None if config.sited else columns_of(config.dataset)
+    if columns is not None and config.partition.startswith(BY):
+        resolve_by(config.partition, n, columns)
     if config.of_features:
         _require_features(config, n)
-    for key, value in (("model", config.model), ("dataset", config.dataset), ("partition", config.partition)):
+    for key, value in (("model", config.model), ("partition", config.partition)):
         if is_reference(value) and not value.startswith(_OUR_OWN):
             check_reference(value, key=key, beside=places)
+    if is_users_own(config.dataset):
+        check_reference(config.dataset, key="dataset", beside=places)
     require_accountant_here(config)
 
 

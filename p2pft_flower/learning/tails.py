@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, NamedTuple, get_type_hints
 
 import numpy as np
 import numpy.typing as npt
@@ -16,15 +16,38 @@ from safetensors import SafetensorError, safe_open
 
 from p2pft_flower.config import LearningConfig
 from p2pft_flower.errors import ConfigError, DataError
+from p2pft_flower.learning.bootstrap import Intervals, intervals
 from p2pft_flower.learning.data.dataset_names import reads_data_dir
 from p2pft_flower.learning.data.image_settings import ImageSettings
-from p2pft_flower.learning.objective import Answers, Evaluation
+from p2pft_flower.learning.objective import Answers, Evaluation, prediction_rows, scores_of
 from p2pft_flower.learning.workload import TAIL_SCHEMA, Workload
+from p2pft_flower.scores import ClassScores
 
-__all__ = ["Tail", "load_tail", "load_tails"]
+__all__ = ["Tail", "TailScores", "load_tail", "load_tails"]
 
 
 _TYPES: dict[str, type] = get_type_hints(LearningConfig)
+
+
+class TailScores(NamedTuple):
+    """All that is known of a tail's answers to its test images.
+
+    Attributes
+    ----------
+    score : Evaluation
+        The scores of every evaluation.
+    class_scores : ClassScores or None
+        The scores by class; None without test images.
+    intervals : Intervals or None
+        The confidence intervals; None without test images, or if nobody asked for them.
+    predictions : iterator of list of str
+        The rows of a table of the answers: :func:`prediction_rows`.
+    """
+
+    score: Evaluation
+    class_scores: ClassScores | None
+    intervals: Intervals | None
+    predictions: Iterator[list[str]]
 
 
 @dataclass(frozen=True)
@@ -64,6 +87,32 @@ class Tail:
         """Return the answers of θ to all test images, which are those that :meth:`score` scores."""
         with _torch_threads(self.threads):
             return self.workload.answers(self.theta)
+
+    def in_full(self, *, untrained: bool = False, level: float | None = None) -> TailScores:
+        """Return the scores of :meth:`score` and those by class, of any number of classes.
+
+        If a ``level`` is given, 0 < level < 1, there are confidence intervals; ``untrained`` as in
+        :meth:`score`.
+        """
+        theta = self.workload.theta0 if untrained else self.theta
+        with _torch_threads(self.threads):
+            answers = self.workload.answers(theta, probabilities=True)
+        holdings = self.workload.holdings
+        found = None
+        if level is not None:
+            found = intervals(*answers.arrays, level=level, seed=self.workload.config.seed)
+        names = holdings.test_names(holdings.test_positions)
+        return TailScores(
+            scores_of(answers, torch.zeros(len(answers.labels), dtype=torch.bool)),
+            answers.by_class(holdings.classes),
+            found,
+            prediction_rows(names, holdings.classes, answers),
+        )
+
+    @property
+    def peer(self) -> int:
+        """The number of the tail's peer."""
+        return _peer(self.metadata, self.file)
 
     @property
     def same_images(self) -> bool | None:

@@ -29,6 +29,7 @@ from p2pft_flower.learning.objective import (
     Answers,
     Evaluation,
     PeerObjective,
+    Scored,
     answers_of,
     evaluate,
     tail_vector,
@@ -248,8 +249,15 @@ class Workload:
         images = self.mini_batches(peer)
         if privacy is not None:
             images = MiniBatches(self.features(peer), privacy.batches())
+        scored = Scored(self.holdings.classes, lambda: self.holdings.test_names(self._tests_of(peer)), self.n)
         return PeerObjective(
-            self.tail, images, self._test_of(peer), seed=self.config.seed, peer=peer, privacy=privacy
+            self.tail,
+            images,
+            self._test_of(peer),
+            seed=self.config.seed,
+            peer=peer,
+            privacy=privacy,
+            scored=scored,
         )
 
     def mini_batches(self, peer: int) -> MiniBatches | PooledMiniBatches:
@@ -280,9 +288,17 @@ class Workload:
         if peer not in self._own_tests:
             what = f"peer {peer}'s test"
             self._own_tests[peer] = self.network.features(
-                self.holdings.pictures.test, self.holdings.tests[peer], what
+                self.holdings.pictures.test, self._tests_of(peer), what
             )
         return self._own_tests[peer]
+
+    def _tests_of(self, peer: int) -> npt.NDArray[np.int64]:
+        """Return the positions of the test images on which ``peer`` is scored."""
+        return (
+            self.holdings.tests[peer]
+            if self.config.sited and not self.pooled
+            else self.holdings.test_positions
+        )
 
     def batches(self, peer: int) -> Batches | GrowingBatches:
         """Return the order of the peer's images, from the start; ``peer`` is that of :meth:`features`."""
@@ -316,9 +332,12 @@ class Workload:
         """Score any peer's ``theta``, (q,) float32, on all test images, without ``accuracy_unseen``."""
         return self._score(theta, self.test_features)
 
-    def answers(self, theta: npt.NDArray[np.float32]) -> Answers:
-        """Return the answers of any peer's ``theta``, (q,) float32, to all test images."""
-        return answers_of(share_copy(self.tail), theta, self.test_features)
+    def answers(self, theta: npt.NDArray[np.float32], *, probabilities: bool = False) -> Answers:
+        """Return the answers of any peer's ``theta``, (q,) float32, to all test images.
+
+        If ``probabilities``, the answers have them.
+        """
+        return answers_of(share_copy(self.tail), theta, self.test_features, probabilities=probabilities)
 
     def score_on_own(self, theta: npt.NDArray[np.float32], peer: int) -> Evaluation:
         """Score ``theta``, (q,) float32, on the training images of ``peer``, without ``accuracy_unseen``."""

@@ -140,8 +140,14 @@ def run_results(
         "peers": peers,
         "unfinished": unfinished,
         "summary": {
-            key: summary([p[key] for p in peers])
-            for key in ("accuracy", "accuracy_unseen", "accuracy_seen", "loss")
+            **{
+                key: summary([p[key] for p in peers])
+                for key in ("accuracy", "accuracy_unseen", "accuracy_seen", "loss")
+            },
+            **{
+                key: summary([p["class_scores"] and p["class_scores"][key] for p in peers])
+                for key in ("balanced_accuracy", "macro_f1", "calibration_error")
+            },
         },
         "consensus_error": consensus,
         "history": history,
@@ -165,6 +171,7 @@ def _ended(peer: int, outcome: Outcome, about: PeerFacts) -> dict[str, Any]:
         "accuracy_unseen": outcome.accuracy_unseen,
         "accuracy_seen": outcome.accuracy_seen,
         "loss": scored(outcome.loss),
+        "class_scores": plain(outcome.class_scores),
         "bytes_sent": outcome.bytes_sent,
         "epsilon": outcome.epsilon,
         "delta": outcome.delta,
@@ -186,6 +193,7 @@ def _unfinished(peer: int, reached: Reached, about: PeerFacts) -> dict[str, Any]
         "accuracy_unseen": report and report.accuracy_unseen,
         "accuracy_seen": None,  # a report has none
         "loss": report and scored(report.loss),
+        "class_scores": None,
         "bytes_sent": max(sent),
         "epsilon": failed and failed.epsilon,
         "delta": failed and failed.delta,
@@ -202,6 +210,7 @@ def _facts_of(peer: int, about: PeerFacts) -> dict[str, Any]:
         "name": about.name,
         "classes": list(about.classes),
         "images": about.known.images,
+        "data_changed": plain(about.data_changed),
     }
 
 

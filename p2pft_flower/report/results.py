@@ -36,6 +36,7 @@ __all__ = [
     "merged_views",
     "read_results",
     "require_place",
+    "require_schema",
     "runs_folder",
     "summary",
     "tail_name",
@@ -44,7 +45,10 @@ __all__ = [
     "write_results",
 ]
 
-SCHEMA = "p2pft.results/1"
+SCHEMA = "p2pft.results/2"
+READ = ("p2pft.results/1", SCHEMA)
+"""The schemas that are read: the first has no scores by class."""
+
 FILE = "results.json"
 PEERS = "peers"
 """The folder of the peers' files in a run's folder."""
@@ -309,6 +313,17 @@ def read_results(folder: Path) -> dict[str, Any]:
         results = read_object(path.read_bytes(), path)
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}); is this a run's folder?") from error
-    if results.get("schema") != SCHEMA:
-        raise DataError(f"{path}: schema {results.get('schema')!r}, this version reads {SCHEMA!r}")
+    require_schema(results.get("schema"), path)
     return results
+
+
+def require_schema(schema: object, path: Path) -> None:
+    """Refuse results of another schema than those that are read.
+
+    Raises
+    ------
+    DataError
+        When ``schema`` is none of them; names ``path``, the results' file.
+    """
+    if schema not in READ:
+        raise DataError(f"{path}: schema {schema!r}, this version reads {' and '.join(map(repr, READ))}")

@@ -132,6 +132,7 @@ def run_table(results: dict[str, Any]) -> str:
             lines.append(
                 f"{what}: mean {s['mean']:.4f}, std {s['std']:.4f}, min {s['min']:.4f}, max {s['max']:.4f}"
             )
+    lines += _class_lines(results)
     error = results["consensus_error"]
     lines.append(
         f"consensus error {number(error, '.2e')} | {_length(results)} | "
@@ -142,6 +143,22 @@ def run_table(results: dict[str, Any]) -> str:
         lines += privacy_lines(results)
     lines += view_lines(results.get("views") or [])
     return render(table, *lines)
+
+
+def _class_lines(results: Mapping[str, Any]) -> list[str]:
+    """Return a line on balanced accuracy and the lowest recall of a class; none if no peer has them."""
+    told = [(peer["name"], peer.get("class_scores")) for peer in results["peers"]]
+    s = results["summary"].get("balanced_accuracy")
+    scored = [(name, scores) for name, scores in told if scores is not None]
+    if s is None or not scored:
+        return []
+    name, worst = min(scored, key=lambda one: float(one[1]["lowest_recall"]))
+    recall, images = worst["lowest_recall"], worst["lowest_support"]
+    what = samples_word(results["config"])
+    return [
+        f"balanced accuracy: mean {s['mean']:.4f}, min {s['min']:.4f}, max {s['max']:.4f}; lowest recall "
+        f"{recall:.4f}: class {printable(worst['lowest_class'])} ({images} test {what}), peer {name}"
+    ]
 
 
 def _length(results: Mapping[str, Any]) -> str:

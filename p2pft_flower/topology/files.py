@@ -1,4 +1,4 @@
-"""Read a graph's YAML file. The schema, with every error, is in topologies/README.md."""
+"""Read a graph's file, of YAML or of another program. The schema, with errors, is in topologies/README.md."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy.typing as npt
 import yaml
 
 from p2pft_flower.errors import TopologyError
-from p2pft_flower.topology import schemes
+from p2pft_flower.topology import exports, schemes
 from p2pft_flower.topology.checks import as_square, checked_addresses, checked_names
 from p2pft_flower.typed import MAX_PEERS
 
@@ -100,12 +100,13 @@ _Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
 
 
 def read(path: Path) -> Source:
-    """Read a graph's YAML file.
+    """Read a graph's YAML file, or a file that another program exports.
 
     Parameters
     ----------
     path : Path
-        An existing file.
+        An existing file; if its name ends as :data:`~p2pft_flower.topology.exports.SUFFIXES` have it, it is
+        another program's.
 
     Returns
     -------
@@ -114,8 +115,8 @@ def read(path: Path) -> Source:
     Raises
     ------
     TopologyError
-        When the file cannot be read, is not YAML, or does not follow the schema; the message begins with
-        the path and says what to write.
+        When the file cannot be read, is not of its kind, or does not follow the schema; the message begins
+        with the path and says what to write.
     """
     try:
         with path.open("rb") as file:
@@ -124,15 +125,24 @@ def read(path: Path) -> Source:
         raise TopologyError(f"{path} cannot be read: {error.strerror or error}") from error
     if len(text) > _LARGEST:
         raise TopologyError(f"{path} cannot be read: it is larger than {_LARGEST} bytes")
+    suffix = path.suffix.lower()
     try:
-        # S506: _Loader is a SafeLoader
-        data = yaml.load(text.decode(), Loader=_Loader)  # noqa: S506
-    except (yaml.YAMLError, ValueError, OverflowError, RecursionError, MemoryError) as error:
-        raise TopologyError(f"{path} is not YAML that can be read: {error}") from error
+        exported = exports.parts_of_export(text, suffix) if suffix in exports.SUFFIXES else None
+    except TopologyError as error:
+        raise TopologyError(f"{path}: {error}") from error
+    data = _yaml(text, path) if exported is None else exported
     try:
         return _parse(data, path)
     except TopologyError as error:
         raise TopologyError(f"{path}: {error}") from error
+
+
+def _yaml(text: bytes, path: Path) -> Any:
+    try:
+        # S506: _Loader is a SafeLoader
+        return yaml.load(text.decode(), Loader=_Loader)  # noqa: S506
+    except (yaml.YAMLError, ValueError, OverflowError, RecursionError, MemoryError) as error:
+        raise TopologyError(f"{path} is not YAML that can be read: {error}") from error
 
 
 def _parse(data: Any, path: Path) -> Source:

@@ -7,11 +7,13 @@ from pathlib import Path
 
 from p2pft_flower.errors import TopologyError
 from p2pft_flower.resources import resource_dir
+from p2pft_flower.topology.exports import SUFFIXES
 from p2pft_flower.topology.files import Source, read
 
 __all__ = ["find", "shipped"]
 
 _SUFFIXES = (".yaml", ".yml")
+"""The endings of graphs of this package's own kind."""
 
 
 def shipped() -> dict[str, Path]:
@@ -41,7 +43,7 @@ def find(x: str | Path) -> Source:
     names = shipped()
     if text in names:
         return read(names[text])
-    if text and ("/" in text or text.endswith(_SUFFIXES) or _is_file(Path(text))):
+    if text and ("/" in text or text.lower().endswith((*_SUFFIXES, *SUFFIXES)) or _is_file(Path(text))):
         return _from_file(Path(text))
     from p2pft_flower.topology.generators import GENERATORS, is_spec, weights_from_spec
 
@@ -52,7 +54,7 @@ def find(x: str | Path) -> Source:
     forms = ", ".join(generator.form for generator in GENERATORS.values())
     raise TopologyError(
         f"there is no graph {text!r}.{hint} Shipped graphs: {', '.join(names)}. Generators: {forms}. "
-        "Or give the path of a YAML file"
+        "Or give the path of a YAML file, or of GraphML, JSON of networkx or a CSV of edges"
     )
 
 

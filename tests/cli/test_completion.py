@@ -28,7 +28,7 @@ from p2pft_flower.cli.completion import (
 from p2pft_flower.config import RunConfig, config_keys
 from p2pft_flower.flower.strategies import strategy_names
 from p2pft_flower.learning.data.datasets import DATASETS, TORCHVISION
-from p2pft_flower.learning.data.partitions import partition_images
+from p2pft_flower.learning.data.partitions import partition_images, resolve_partition
 from p2pft_flower.learning.live import augmentation
 from p2pft_flower.learning.model.models import MODELS, create_model
 from p2pft_flower.learning.model.tuning import tune_model
@@ -145,8 +145,11 @@ def test_the_examples_are_values_that_the_learning_layer_knows():
         augmentation(create_model("glyph_vit_8", "none", 10, 0), augment)
     for model in EXAMPLES["model"]:
         assert model in MODELS or timm.is_model(model)
-    assert EXAMPLES["dataset"] == (*DATASETS, *TORCHVISION, "folder:/", "features:/")
-    for partition in set(EXAMPLES["partition"]) - {"auto", "own"}:
+    texts = ("folder:/", "table:/", "features:/", "medmnist:pathmnist", "hf:")
+    assert EXAMPLES["dataset"] == (*DATASETS, *TORCHVISION, *texts)
+    sites = {"site": np.array(["a", "b", "c", "d"] * 100, dtype=object)}
+    assert resolve_partition("by:site", "table:/", 4, (), sites) == "by:site=a,b,c,d"
+    for partition in set(EXAMPLES["partition"]) - {"auto", "own", "by:site"}:
         partition_images(partition, np.arange(400) % 10, 4, [str(c) for c in range(10)], 0)
 
 

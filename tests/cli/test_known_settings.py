@@ -118,11 +118,15 @@ WRONG = {
         "dataset=features:mine.py model=none tune=head",
         r"a file of features ends in \.safetensors or \.npz",
     ),
+    "dataset, a table": ("dataset=table:labels.csv", "labels.csv': there is no such file"),
+    "dataset, a table without rows": ("dataset=table:mine.py", "mine.py, line 1: no column image"),
     "dataset, no text": ("dataset=folder:\udcff", "dataset = .*: it is not UTF-8"),
     "data-dir": ("dataset=cifar10 data-dir=nowhere", "there is no folder .*/nowhere/cifar-10-batches-py"),
     "data-dir, incomplete": ("dataset=cifar100 data-dir=some", "/some/cifar-100-python lacks test, meta"),
     "data-dir, ignored": ("data-dir=some", "data-dir = '.*some': dataset = 'digits' does not read it"),
     "data-dir, of a folder": ("dataset=folder:whole data-dir=some", "it names its place itself"),
+    "max-megapixels": ("max-megapixels=-1", "max-megapixels = -1.0: must be a number from 0 to 1000000"),
+    "data-changed": ("data-changed=yes", "data-changed = 'yes': must be one of refuse, accept"),
     "partition": ("partition=classes:0-4,5-9", "names 2 groups of classes for 4 peers"),
     "partition, classes": ("partition=classes:0,1,2,3-10", "class 10 does not exist; classes are 0-9"),
     "partition, a folder's classes": (
@@ -131,10 +135,17 @@ WRONG = {
     ),
     "partition, dirichlet": ("partition=dirichlet:none", "ALPHA must be a positive number"),
     "partition, shards": ("partition=shards:11", "a whole number from 1 to 10"),
+    "partition, by a column": ("partition=by:center", "the dataset has no column 'center'; it has none"),
+    "partition, by a table's column": (
+        "dataset=table:table.csv partition=by:site",
+        r"the column has 1 values for 4 peers: north \(1 images\); give topology = a graph of 1 peers",
+    ),
+    "partition, by values": ("partition=by:center=a,b", "2 values for 4 peers"),
     "partition, unknown": ("partition=idd", "partition = 'idd' is unknown; .*; did you mean 'iid'"),
     "partition, a module": ("partition=mine.py:dael", "'.*mine.py' has no 'dael'"),
     "partition, own": ("partition=own", "partition = 'own' with dataset = 'digits'"),
     "pixel-range": ("dataset=folder:site-{peer} pixel-range=0:1,0:2", "has 2 ranges for 4 peers"),
+    "dicom-window": ("dicom-window=400", "must be auto or CENTRE:WIDTH with WIDTH > 1"),
     "augment": ("augment=rnad-m9", "augment = 'rnad-m9': choose none, basic"),
     "augment, a section": ("augment=rand-x9", "augment = 'rand-x9': choose none, basic"),
     "stream": ("stream=true", "stream = true with dataset = 'digits'"),
@@ -195,6 +206,7 @@ WRONG = {
     "callbacks, a file": ("callbacks=mine.py:Notes", "'.*mine.py' has no 'Notes'"),
     "callbacks, of a strategy": ("algorithm=fedavg callbacks=mine:Method", "cannot import 'mine'"),
     "tensorboard": ("tensorboard=yes", "tensorboard = 'yes': must be true or false"),
+    "predictions": ("predictions=1", "predictions = .1.: must be true or false"),
     "extend": ("extend=true", "extend = true with an empty resume"),
 }
 
@@ -239,6 +251,7 @@ def here(tmp_path, monkeypatch):
 def fill(folder):
     (folder / "mine.py").write_text("class Method: ...\n\ndef deal(labels, n, seed): ...\n")
     (folder / "page.pth").write_text("<!DOCTYPE html>\n")
+    (folder / "table.csv").write_text("image,label,split,site\na,x,train,north\nb,x,test,south\n")
     (folder / "file.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
     (folder / "broken.py").write_text("def vit(:\n")
     for name in ("half/train/a", "some/cifar-100-python", "train", "test"):

@@ -182,7 +182,7 @@ def test_a_run_under_way_says_how_far_it_is_and_has_no_end(runs):
         '{"schema": "p2pft.results/1"}',
         '{"schema": "p2pft.results/1", "status": "completed", "peers": 3, "summary": []}',
         '{"schema": "p2pft.results/1", "status": 7}',
-        '{"schema": "p2pft.results/2", "status": "completed"}',
+        '{"schema": "p2pft.results/9", "status": "completed"}',
         '{"schema": "p2pft.results/1", "status": "completed", "begun": "now"}',
     ],
 )

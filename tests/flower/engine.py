@@ -37,6 +37,8 @@ class Engine(Grid):
         self._count = 0
         self.running, self.most = 0, 0
         self.crossed = 0
+        self.texts: list[str] = []
+        """What crossed, as texts."""
         self._lock = threading.Lock()
 
     def close(self) -> None:
@@ -91,6 +93,7 @@ class Engine(Grid):
         if reply.has_content():
             with self._lock:
                 self.crossed += _size(reply.content)
+                self.texts += [str(record) for record in reply.content.values()]
         reply.metadata._src_node_id = node
         reply.metadata._reply_to_message_id = message.metadata.message_id
         return reply

@@ -76,7 +76,7 @@ def test_what_crosses_flower_does_not_grow_with_q(tmp_path):
 def test_the_results_hold_what_the_schema_promises(tmp_path):
     run_app(tmp_path, iterations=24, evaluate_every=8)
     results = json.loads((tmp_path / "results.json").read_text())
-    assert results["schema"] == "p2pft.results/1"
+    assert results["schema"] == "p2pft.results/2"
     assert (results["status"], results["algorithm"], results["seed"], results["iterations"]) == (
         "completed",
         "p2pft",

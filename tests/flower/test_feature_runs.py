@@ -153,9 +153,9 @@ def test_sites_train_on_features_of_their_own_which_the_server_does_not_have(
 ):
     nodes = sites(tmp_path)
 
-    def of_one_site(name, peers):
+    def of_one_site(name, peers, *places, **settings):
         assert len(peers) == 1, "somebody looks for the files of all sites"
-        return load_sites(name, peers)
+        return load_sites(name, peers, *places, **settings)
 
     monkeypatch.setattr("p2pft_flower.learning.data.holdings.load_sites", of_one_site)
     place = f"features:{tmp_path}/site-{{peer}}.npz"

@@ -71,6 +71,14 @@ def test_hello_and_the_preflights_links_import_no_torch_whatever_the_data(tmp_pa
     weights = tmp_path / "weights.safetensors"
     save_file({"norm.weight": torch.ones(192)}, weights)
     (tmp_path / "own.py").write_text("import torch\n\n\ndef model(num_classes, pretrained):\n    ...\n")
+    table = tmp_path / "labels.csv"
+    rows = [
+        f"site-{peer}/{part}/{label}/0.png,{label},{part},{peer}"
+        for peer in range(4)
+        for part in ("train", "test")
+        for label in range(8)
+    ]
+    table.write_text("\n".join(["image,label,split,site", *rows]))
     tiny = {"model": "vit_tiny_patch16_224", "weights": str(weights)}
     cases = [
         {"deployed": False},
@@ -79,6 +87,7 @@ def test_hello_and_the_preflights_links_import_no_torch_whatever_the_data(tmp_pa
         {"deployed": True, "dataset": f"folder:{tmp_path / 'site-0'}", "partition": "iid", **tiny},
         {"deployed": True, "dataset": f"folder:{tmp_path}/site-{{peer}}", "bad-images": "skip"},
         {"deployed": True, "dataset": f"folder:{tmp_path / 'site-0'}", "stream": True},
+        {"deployed": True, "dataset": f"table:{table}", "partition": "by:site"},
         *({"deployed": True, "dataset": name, **sets} for name in ("cifar10", "cifar100")),
         {"deployed": True, "dataset": "oxford-flowers102", **sets, "model": f"{tmp_path / 'own.py'}:model"},
         {"deployed": True, "dataset": "oxford-iiit-pet", **sets, "shots": 2},

@@ -11,10 +11,11 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
+from p2pft_flower.facts import ListedImage
 from p2pft_flower.learning.data.looking import each
 from p2pft_flower.learning.data.splits import Split
 
-__all__ = ["images_digest"]
+__all__ = ["images_digest", "listed_images"]
 
 LOOKED_AT = 2000
 """Most images, spread evenly, whose file size or pixels count; of all others only label and name count."""
@@ -26,7 +27,16 @@ BLOCK, BLOCKS = 2**16, 16
 """Bytes of a block, and the number of evenly spaced blocks that are read of a larger file."""
 
 
-def images_digest(split: Split, positions: npt.NDArray[np.int64], classes: Sequence[str]) -> str:
+LISTED = 100_000
+"""Most images that :func:`listed_images` lists."""
+
+
+def images_digest(
+    split: Split,
+    positions: npt.NDArray[np.int64],
+    classes: Sequence[str],
+    seen: dict[int, bytes] | None = None,
+) -> str:
     """Return a digest of images: the same images in the same order have the same digest in any folder.
 
     Up to :data:`OPENED` files are opened, always the same ones, and up to 1 MiB of each is read, so this is
@@ -41,6 +51,8 @@ def images_digest(split: Split, positions: npt.NDArray[np.int64], classes: Seque
         The positions of the images in ``split``; their order counts.
     classes : sequence of str
         Names of the classes.
+    seen : dict of int to bytes, optional
+        The digests of the contents of files that were opened already, by position; others are added.
 
     Returns
     -------
@@ -67,15 +79,47 @@ def images_digest(split: Split, positions: npt.NDArray[np.int64], classes: Seque
             add(_bytes(file.removeprefix(above)))
         for index in some:
             add(str(_size(held[index])).encode())
-        opened = _over_classes(split.labels, positions)
-        with closing(each(lambda index: _content(held[index]), opened, "sampled")) as contents:
-            for _, content in contents:
-                # Reading the file for its image will report the error.
-                add(b"unreadable" if isinstance(content, Exception) else content)
+        for content in _contents(split, held, positions, {} if seen is None else seen).values():
+            add(content)
     elif split.content is not None:
         for index in some:
             add(split.content(int(index)))
     return found.hexdigest()
+
+
+def listed_images(
+    split: Split, positions: npt.NDArray[np.int64], classes: Sequence[str], seen: dict[int, bytes]
+) -> tuple[ListedImage, ...] | None:
+    """Return images with what tells later whether one has changed; None of images without files.
+
+    The parameters are those of :func:`images_digest`, and the same files are opened. None are listed if they
+    are more than :data:`LISTED`.
+    """
+    if split.files is None or len(positions) > LISTED:
+        return None
+    contents = _contents(split, split.files, positions, seen)
+    return tuple(
+        ListedImage(
+            str(Path(split.files[index]).absolute()).encode(errors="backslashreplace").decode(),
+            classes[split.labels[index]],
+            _size(split.files[index]),
+            contents[index].hex() if index in contents else "",
+        )
+        for index in positions.tolist()
+    )
+
+
+def _contents(
+    split: Split, files: Sequence[Path], positions: npt.NDArray[np.int64], seen: dict[int, bytes]
+) -> dict[int, bytes]:
+    """Return the digests of the contents of some of the files, by position; they are added to ``seen``."""
+    opened = _over_classes(split.labels, positions).tolist()
+    left = [index for index in opened if index not in seen]
+    with closing(each(lambda index: _content(files[index]), left, "sampled")) as contents:
+        for index, content in contents:
+            # Reading the file for its image will report the error.
+            seen[index] = b"unreadable" if isinstance(content, Exception) else content
+    return {index: seen[index] for index in opened}
 
 
 def _over_classes(labels: npt.NDArray[np.int64], positions: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:

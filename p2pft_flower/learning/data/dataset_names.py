@@ -7,9 +7,19 @@ from pathlib import Path
 
 from p2pft_flower.errors import ConfigError, DataError, did_you_mean
 from p2pft_flower.learning.data.array_files import SUFFIXES
+from p2pft_flower.learning.data.by_column import Columns
 from p2pft_flower.learning.data.feature_files import feature_classes, require_feature_file
+from p2pft_flower.learning.data.hf_names import HF, read_hf_name, require_hf
 from p2pft_flower.learning.data.images import folders_in
+from p2pft_flower.learning.data.medmnist_files import (
+    MEDMNIST,
+    check_medmnist_name,
+    medmnist_classes,
+    require_medmnist,
+)
 from p2pft_flower.learning.data.names import in_order, some_names
+from p2pft_flower.learning.data.table_files import SUFFIXES as TABLES
+from p2pft_flower.learning.data.table_files import read_table, table_classes, table_columns
 from p2pft_flower.learning.data.torchvision_folders import FOLDERS, require_folder
 from p2pft_flower.plugins import is_reference
 
@@ -17,9 +27,14 @@ __all__ = [
     "BUILT_IN",
     "FEATURES",
     "FOLDER",
+    "HF",
+    "MEDMNIST",
+    "TABLE",
     "TORCHVISION",
     "check_dataset_name",
     "classes_of",
+    "columns_of",
+    "is_users_own",
     "reads_data_dir",
     "refuse_data_dir",
     "require_data",
@@ -38,6 +53,19 @@ FOLDER = "folder:"
 FEATURES = "features:"
 """The beginning of a ``dataset`` of features that were made elsewhere; the file's path follows."""
 
+TABLE = "table:"
+"""The beginning of a ``dataset`` that is a table of images; the path of the CSV follows."""
+
+_PLACES = (FOLDER, FEATURES, TABLE)
+
+_OURS = (*_PLACES, MEDMNIST, HF)
+"""Beginnings of datasets of this package, some of which look like references to a user's own module."""
+
+
+def is_users_own(dataset: str) -> bool:
+    """Return whether ``dataset`` names a callable of the user's own, as ``my_module:my_dataset``."""
+    return is_reference(dataset) and not dataset.startswith(_OURS)
+
 
 def check_dataset_name(name: str) -> None:
     """Refuse an unknown dataset.
@@ -53,9 +81,15 @@ def check_dataset_name(name: str) -> None:
         When the dataset is unknown; the message gives the nearest name and the choices.
     """
     known = [*BUILT_IN, *TORCHVISION]
-    if name.startswith((FOLDER, FEATURES)) and name not in (FOLDER, FEATURES):
+    if name.startswith(MEDMNIST):
+        check_medmnist_name(name)
         return
-    if name in known or is_reference(name):
+    if name.startswith(HF):
+        read_hf_name(name)
+        return
+    if name.startswith(_PLACES) and name not in _PLACES:
+        return
+    if name in known or is_users_own(name):
         return
     within = [k for k in known if name.rstrip("s") in k] if len(name) > 2 else []
     nearest = did_you_mean(name, known, 2) or (f"; did you mean {within[0]!r}?" if len(within) == 1 else "")
@@ -63,15 +97,17 @@ def check_dataset_name(name: str) -> None:
         nearest = f"; did you mean 'folder:{name}'?"
     elif Path(name).suffix in SUFFIXES:
         nearest = f"; did you mean 'features:{name}'?"
+    elif Path(name).suffix in TABLES:
+        nearest = f"; did you mean 'table:{name}'?"
     raise ConfigError(
-        f"dataset = {name!r} is unknown; choose one of {', '.join(known)}, folder:/path, features:/path, "
-        f"my_module:my_dataset{nearest}"
+        f"dataset = {name!r} is unknown; choose one of {', '.join(known)}, folder:/path, table:/path, "
+        f"features:/path, medmnist:NAME, hf:NAME, my_module:my_dataset{nearest}"
     )
 
 
 def reads_data_dir(dataset: str) -> bool:
     """Return whether ``dataset`` uses the run-config's ``data-dir``."""
-    return dataset in TORCHVISION or (is_reference(dataset) and not dataset.startswith((FOLDER, FEATURES)))
+    return dataset in TORCHVISION or dataset.startswith((TABLE, MEDMNIST)) or is_users_own(dataset)
 
 
 def refuse_data_dir(dataset: str, data_dir: str, where: str = "") -> None:
@@ -91,11 +127,12 @@ def refuse_data_dir(dataset: str, data_dir: str, where: str = "") -> None:
     """
     if not data_dir or reads_data_dir(dataset):
         return
-    kind = next((beginning for beginning in (FOLDER, FEATURES) if dataset.startswith(beginning)), "")
+    kind = next((beginning for beginning in (FOLDER, FEATURES, HF) if dataset.startswith(beginning)), "")
     remedy = (
         f"it names its place itself: give dataset = {kind}/other/path"
         if kind
-        else f"leave it out, or choose one of {', '.join(TORCHVISION)} or my_module:my_dataset, which read it"
+        else f"leave it out, or choose one of {', '.join(TORCHVISION)}, table:/path, medmnist:NAME or "
+        "my_module:my_dataset, which read it"
     )
     raise ConfigError(f"data-dir = {data_dir!r}{where}: dataset = {dataset!r} does not read it; {remedy}")
 
@@ -137,21 +174,43 @@ def classes_of(dataset: str) -> tuple[str, ...] | None:
     Parameters
     ----------
     dataset : str
-        The run-config's ``dataset``; if it is a folder, the folder must exist. With a folder for each peer
-        the result is None.
+        The run-config's ``dataset``; if it is a folder or file, it must exist. With one for each peer the
+        result is None.
 
     Raises
     ------
     DataError
-        When the folder may not be read.
+        When the folder or file may not be read.
     """
     if dataset in BUILT_IN:
         return tuple(str(digit) for digit in range(10))
+    if dataset.startswith(MEDMNIST):
+        return medmnist_classes(dataset)
     if dataset.startswith(FOLDER) and "{peer}" not in dataset:
         return tuple(in_order(folders_in(Path(dataset.removeprefix(FOLDER)).expanduser() / "train")[0]))
     if dataset.startswith(FEATURES) and "{peer}" not in dataset:
         return feature_classes(dataset.removeprefix(FEATURES))
+    if dataset.startswith(TABLE) and "{peer}" not in dataset:
+        return table_classes(dataset.removeprefix(TABLE))
     return None
+
+
+def columns_of(dataset: str) -> Columns | None:
+    """Return the columns of a dataset's training images if they are known without reading images, else None.
+
+    Parameters
+    ----------
+    dataset : str
+        The run-config's ``dataset``, without ``{peer}``; if it is a table, its file must exist.
+
+    Raises
+    ------
+    DataError
+        When the table cannot be read.
+    """
+    if dataset.startswith(TABLE):
+        return table_columns(dataset.removeprefix(TABLE))
+    return {} if dataset in (*BUILT_IN, *TORCHVISION) or dataset.startswith((*_PLACES, MEDMNIST)) else None
 
 
 def require_data(dataset: str, data_dir: str, *, download: bool, peers: Sequence[int]) -> None:
@@ -162,7 +221,8 @@ def require_data(dataset: str, data_dir: str, *, download: bool, peers: Sequence
     dataset, data_dir : str
         The run-config's values.
     download : bool
-        Whether a missing dataset of torchvision will be downloaded; if so, it is not refused here.
+        Whether a missing dataset of torchvision or of Hugging Face's hub will be downloaded; if so, it is
+        not refused here.
     peers : sequence of int
         The peers whose images are on this machine.
 
@@ -173,14 +233,26 @@ def require_data(dataset: str, data_dir: str, *, download: bool, peers: Sequence
     """
     if dataset in TORCHVISION and not download:
         require_folder(dataset, data_dir)
-    elif dataset.startswith((FOLDER, FEATURES)):
+    elif dataset.startswith(MEDMNIST):
+        require_medmnist(dataset, data_dir)
+    elif dataset.startswith(HF):
+        require_hf(dataset, download=download)
+    elif dataset.startswith(_PLACES):
         kind, _, place = dataset.partition(":")
         if "{peer}" not in place:
-            require_parts(place) if kind == "folder" else require_feature_file(place)
+            _require_place(kind, place, site=False)
             return
         for peer in peers:
-            own = place.replace("{peer}", str(peer))
             try:
-                require_parts(own, site=True) if kind == "folder" else require_feature_file(own)
+                _require_place(kind, place.replace("{peer}", str(peer)), site=True)
             except DataError as error:
                 raise DataError(f"peer {peer}: {error}") from error
+
+
+def _require_place(kind: str, place: str, *, site: bool) -> None:
+    if kind == "folder":
+        require_parts(place, site=site)
+    elif kind == "features":
+        require_feature_file(place)
+    else:
+        read_table(place)

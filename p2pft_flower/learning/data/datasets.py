@@ -1,4 +1,4 @@
-"""Datasets by name: scikit-learn's digits, torchvision's sets, folders of images, features, your own."""
+"""Datasets by name: scikit-learn's digits, torchvision's sets, folders, tables, features, own ones."""
 
 from __future__ import annotations
 
@@ -11,14 +11,24 @@ import numpy.typing as npt
 from PIL import Image
 
 from p2pft_flower.errors import ConfigError, DataError
-from p2pft_flower.learning.data.dataset_names import FEATURES, FOLDER, TORCHVISION, check_dataset_name
+from p2pft_flower.learning.data.dataset_names import (
+    FEATURES,
+    FOLDER,
+    HF,
+    TABLE,
+    TORCHVISION,
+    check_dataset_name,
+)
 from p2pft_flower.learning.data.feature_files import features
+from p2pft_flower.learning.data.hf_sets import hf_dataset
 from p2pft_flower.learning.data.image_folders import folder
 from p2pft_flower.learning.data.images import array_content
+from p2pft_flower.learning.data.medmnist_files import MEDMNIST, medmnist
 from p2pft_flower.learning.data.names import some_names
 from p2pft_flower.learning.data.own_images import require_image
 from p2pft_flower.learning.data.pixels import Source
 from p2pft_flower.learning.data.splits import Dataset, Split
+from p2pft_flower.learning.data.tables import table
 from p2pft_flower.plugins import call_reference, telling_of_the_bundle
 
 __all__ = ["DATASETS", "TORCHVISION", "Dataset", "Split", "load_dataset"]
@@ -57,23 +67,34 @@ def digits(data_dir: str) -> Dataset:  # noqa: ARG001 - a dataset's signature
 DATASETS: dict[str, Callable[[str], Dataset]] = {"digits": digits}
 
 
-def load_dataset(name: str, data_dir: str = "", *, download: bool = False, verify: bool = True) -> Dataset:
+def load_dataset(
+    name: str,
+    data_dir: str = "",
+    *,
+    download: bool = False,
+    verify: bool = True,
+    missing_ok: bool = False,
+    untested: bool = False,
+) -> Dataset:
     """Load a dataset by its run-config value.
 
     Parameters
     ----------
     name : str
-        A key of :data:`DATASETS`, one of :data:`TORCHVISION`, ``"folder:/path"``, ``"features:/path"``, or
-        ``"my_module:my_dataset"``: a callable that takes ``data_dir`` and returns a :class:`Dataset`.
+        A key of :data:`DATASETS`, one of :data:`TORCHVISION`, ``"folder:/path"``, ``"features:/path"``,
+        ``"table:/path"``, ``"medmnist:NAME"``, ``"hf:NAME"``, or ``"my_module:my_dataset"``: a callable that
+        takes ``data_dir`` and returns a :class:`Dataset`.
         Folders of single peers are read by
         :func:`~p2pft_flower.learning.data.sites.load_sites`.
     data_dir : str
-        The folder of torchvision's folders, by default ``$P2PFT_HOME/data``; passed to a callable of the
-        user's own.
+        The folder of torchvision's folders or MedMNIST's files, by default ``$P2PFT_HOME/data``; of a table's
+        images, by default its own; passed to a callable of the user's own.
     download : bool
-        Whether torchvision may fetch a dataset that is missing.
+        Whether a missing dataset may be fetched by torchvision or from Hugging Face's hub.
     verify : bool
         Whether torchvision's files are refused if their md5 sums are not the official ones.
+    missing_ok, untested : bool
+        Whether images of a table may be missing, and whether it needs no test rows.
 
     Raises
     ------
@@ -88,12 +109,26 @@ def load_dataset(name: str, data_dir: str = "", *, download: bool = False, verif
         return folder(name.removeprefix(FOLDER))
     if name.startswith(FEATURES):
         return features(name.removeprefix(FEATURES))
+    if name.startswith(TABLE):
+        return table(name.removeprefix(TABLE), data_dir, missing_ok=missing_ok, untested=untested)
     if name in DATASETS:
         return DATASETS[name](data_dir)
-    if name in TORCHVISION:
-        from p2pft_flower.learning.data.torchvision_sets import load_torchvision
+    if name in TORCHVISION or name.startswith((MEDMNIST, HF)):
+        return _checked(name, _published(name, data_dir, download=download, verify=verify))
+    return _users_own(name, data_dir)
 
-        return _checked(name, load_torchvision(name, data_dir, download=download, verify=verify))
+
+def _published(name: str, data_dir: str, *, download: bool, verify: bool) -> Dataset:
+    if name.startswith(MEDMNIST):
+        return medmnist(name, data_dir)
+    if name.startswith(HF):
+        return hf_dataset(name, download=download)
+    from p2pft_flower.learning.data.torchvision_sets import load_torchvision
+
+    return load_torchvision(name, data_dir, download=download, verify=verify)
+
+
+def _users_own(name: str, data_dir: str) -> Dataset:
     own = _checked(name, call_reference(name, data_dir, key="dataset"))
 
     def reading(split: Split, part: str) -> Split:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import IO, TypeVar
 
@@ -19,7 +19,9 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 
 from p2pft_flower.errors import DataError
 from p2pft_flower.learning.data import deep_files, tiff_files
+from p2pft_flower.learning.data.dicom_files import begins_as_dicom, decode_dicom, look_at_dicom
 from p2pft_flower.learning.data.samples import Form, Look, Samples, form_of, samples_of
+from p2pft_flower.learning.data.sizes import TOO_LARGE, check_size
 
 __all__ = [
     "REMEDY",
@@ -29,6 +31,7 @@ __all__ = [
     "formats",
     "look_at",
     "look_at_image",
+    "look_at_stream",
     "orientation",
 ]
 
@@ -81,18 +84,19 @@ def formats() -> tuple[str, ...]:
     return tuple(name for name in _PICTURES if name in Image.OPEN)
 
 
-def look_at(file: Path) -> Look:
+def look_at(file: Path, most: int | None = None) -> Look:
     """Return the description of an image in its file's head; the image is not decoded.
 
     Raises
     ------
     DataError
-        When the file cannot be read; the message names it.
+        When the file cannot be read, or has more pixels than ``most``
+        (:func:`~p2pft_flower.learning.data.sizes.check_size`); the message names it.
     """
-    return _naming(file, _look)
+    return _naming(file, partial(look_at_stream, most=most))
 
 
-def decode(file: Path) -> Image.Image | Samples:
+def decode(file: Path, most: int | None = None) -> Image.Image | Samples:
     """Decode the first page of an image file; orientation and transparency are not yet applied.
 
     Returns
@@ -103,12 +107,12 @@ def decode(file: Path) -> Image.Image | Samples:
     Raises
     ------
     DataError
-        When the file cannot be read; the message names it.
+        When the file cannot be read, or has more pixels than ``most``; the message names it.
     """
-    return _naming(file, decode_stream)
+    return _naming(file, partial(decode_stream, most=most))
 
 
-def decode_stream(stream: IO[bytes], page: int = 0) -> Image.Image | Samples:
+def decode_stream(stream: IO[bytes], page: int = 0, most: int | None = None) -> Image.Image | Samples:
     """Decode a page, counted from 0, of the image file that ``stream`` reads, as :func:`decode` does.
 
     Raises
@@ -116,13 +120,19 @@ def decode_stream(stream: IO[bytes], page: int = 0) -> Image.Image | Samples:
     ValueError, OSError, SyntaxError, Image.DecompressionBombError
         When the page cannot be read; these are :data:`UNREADABLE`.
     """
+    if begins_as_dicom(stream):
+        return decode_dicom(stream, most)
     head = _head(stream)
-    if head.startswith(tiff_files.MAGIC) and (found := tiff_files.decode_tiff(stream, page)) is not None:
+    if (
+        head.startswith(tiff_files.MAGIC)
+        and (found := tiff_files.decode_tiff(stream, page, most=most)) is not None
+    ):
         return found
     try:
         with _opened(stream) as image:
             if page:
                 image.seek(page)
+            check_size(*image.size, most)
             if (deep := _decode_deep(stream, head, image)) is not None:
                 image.load()  # a tag behind the pixels may give their orientation
                 return _turned(deep, orientation(image))
@@ -134,7 +144,7 @@ def decode_stream(stream: IO[bytes], page: int = 0) -> Image.Image | Samples:
             return image
     except UNREADABLE:
         if head.startswith(tiff_files.MAGIC):
-            found = tiff_files.decode_tiff(stream, page, refused=True)
+            found = tiff_files.decode_tiff(stream, page, refused=True, most=most)
             if found is not None:
                 return found
         raise
@@ -154,12 +164,27 @@ def _naming(file: Path, read: Callable[[IO[bytes]], _Found]) -> _Found:
         raise DataError(f"{file}: not a readable image ({error}){REMEDY}") from error
 
 
-def _look(stream: IO[bytes]) -> Look:
+def look_at_stream(stream: IO[bytes], most: int | None = None) -> Look:
+    """Return the description of the image file that ``stream`` reads, as :func:`look_at` does.
+
+    Raises
+    ------
+    ValueError, OSError, SyntaxError, Image.DecompressionBombError
+        When the file cannot be read; these are :data:`UNREADABLE`.
+    """
+    return look_at_dicom(stream, most) if begins_as_dicom(stream) else _look(stream, most)
+
+
+def _look(stream: IO[bytes], most: int | None) -> Look:
     head = _head(stream)
-    if head.startswith(tiff_files.MAGIC) and (found := tiff_files.look_at_tiff(stream)) is not None:
+    if (
+        head.startswith(tiff_files.MAGIC)
+        and (found := tiff_files.look_at_tiff(stream, most=most)) is not None
+    ):
         return found
     try:
         with _opened(stream) as image:
+            check_size(*image.size, most)
             if head.startswith(deep_files.PNG):  # Pillow would decode it to look for its orientation
                 form, transparent, turned = deep_files.look_at_png(stream)
                 return Look(form, turned, transparent, _several(image))
@@ -172,7 +197,7 @@ def _look(stream: IO[bytes]) -> Look:
             return seen
     except UNREADABLE:
         if head.startswith(tiff_files.MAGIC):
-            found = tiff_files.look_at_tiff(stream, refused=True)
+            found = tiff_files.look_at_tiff(stream, refused=True, most=most)
             if found is not None:
                 return found
         raise
@@ -187,6 +212,8 @@ def _opened(stream: IO[bytes]) -> Iterator[Image.Image]:
             yield image
     except UnidentifiedImageError as error:
         raise ValueError("no picture of a format that can be opened here") from error
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"{error} {TOO_LARGE}") from error
     except UNREADABLE:
         raise
     except Exception as error:  # Pillow's readers do not catch errors caused by broken numbers

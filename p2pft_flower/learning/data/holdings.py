@@ -4,60 +4,39 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import xxhash
 from PIL import Image
 
 from p2pft_flower.config import LearningConfig
 from p2pft_flower.errors import ConfigError, DataError
+from p2pft_flower.facts import ListedImage
+from p2pft_flower.learning.data.by_column import BY
 from p2pft_flower.learning.data.class_groups import class_owners
-from p2pft_flower.learning.data.data_digest import images_digest
+from p2pft_flower.learning.data.data_digest import images_digest, listed_images
 from p2pft_flower.learning.data.dataset_names import refuse_data_dir
 from p2pft_flower.learning.data.datasets import load_dataset
 from p2pft_flower.learning.data.held_out import held_out
 from p2pft_flower.learning.data.names import some_names
 from p2pft_flower.learning.data.partitions import Partition, draw_shots, partition_images, resolve_partition
+from p2pft_flower.learning.data.peer_data import PeerData
 from p2pft_flower.learning.data.pixels import Pixels, Range
 from p2pft_flower.learning.data.readable import require_readable, unreadable_images
 from p2pft_flower.learning.data.sites import Sites, load_sites
+from p2pft_flower.learning.data.sizes import allow
 from p2pft_flower.learning.data.splits import Dataset, Split
 from p2pft_flower.learning.data.streams import ImageStream, StreamPart
 from p2pft_flower.learning.data.survey import Statistics, Survey, statistics_of, survey
 from p2pft_flower.learning.settings import check_ranges
 
-__all__ = ["Holdings", "PeerData"]
+__all__ = ["Holdings"]
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class PeerData:
-    """A peer's share of the images, in numbers only.
-
-    Attributes
-    ----------
-    images : int
-        Number of training images.
-    classes : tuple of str
-        Names of the classes of which the peer holds at least one training image.
-    train_digest : str
-        Digest of the training images; empty if they may change (``stream``), or if nothing may be revealed
-        of them (``dp_clip``).
-    test_digest : str
-        Digest of the images on which the peer is scored.
-    pixel_range : str
-        The sample values that stand for black and for white, as the run-config or the site gives them.
-    """
-
-    images: int
-    classes: tuple[str, ...]
-    train_digest: str = ""
-    test_digest: str = ""
-    pixel_range: str = ""
 
 
 class Holdings:
@@ -108,8 +87,10 @@ class Holdings:
         self.config, self.n, self.pooled = config, n, pooled
         self.here = tuple(range(n)) if peers is None else tuple(peers)
         self.unreadable = 0
+        self._most = allow(config.max_megapixels)
         self._classes = classes
         self._streams: dict[int, ImageStream] = {}
+        self._seen: dict[str, dict[int, bytes]] = {"train": {}, "test": {}}
         check_ranges(config, n)
         if pooled and config.sited and peers is not None:
             raise ConfigError(
@@ -131,8 +112,13 @@ class Holdings:
             found = self._sites.dataset
         else:
             found = load_dataset(
-                config.dataset, config.data_dir, download=config.download, verify=config.verify
-            )
+                config.dataset,
+                config.data_dir,
+                download=config.download,
+                verify=config.verify,
+                missing_ok=config.bad_images == "skip",
+                untested=config.validation > 0,
+            ).within(self._most)
             if config.validation:
                 found = held_out(found, config.validation, config.seed)
         if self._classes is not None and tuple(self._classes) != found.classes:
@@ -144,7 +130,10 @@ class Holdings:
 
     @cached_property
     def _sites(self) -> Sites:
-        return load_sites(self.config.dataset, self.here)
+        config = self.config
+        return load_sites(
+            config.dataset, self.here, config.data_dir, missing_ok=config.bad_images == "skip"
+        ).within(self._most)
 
     @cached_property
     def surveys(self) -> dict[int | None, Survey]:
@@ -168,7 +157,9 @@ class Holdings:
         for peer, images in looked_at.items():
             whose = "the dataset's" if peer is None else f"peer {peer}'s"
             try:
-                found[peer] = survey([images.train, images.test], self._window(peer), whose)
+                found[peer] = survey(
+                    [images.train, images.test], self._window(peer), whose, self.config.dicom_range
+                )
             except ConfigError as error:
                 unclear.append(str(error))
                 continue
@@ -217,7 +208,9 @@ class Holdings:
         return replace(self._sites, folders=folders).dataset
 
     @staticmethod
-    def picture_of(file: Path, window: Range | None) -> Image.Image:
+    def picture_of(
+        file: Path, window: Range | None, most: int | None = None, dicom: Range | None = None
+    ) -> Image.Image:
         """Return an image file from outside the dataset as a picture.
 
         Parameters
@@ -226,6 +219,10 @@ class Holdings:
             The file.
         window : (float, float) or None
             The values that stand for black and for white in deep samples; None: those that the file declares.
+        most : int, optional
+            The most pixels of the image.
+        dicom : (float, float), optional
+            The same as ``window`` for deep grey DICOM samples, instead of it and of the file's own window.
 
         Raises
         ------
@@ -236,8 +233,8 @@ class Holdings:
         """
         if file.exists() and not file.is_file():  # reading a pipe would block
             raise DataError(f"{file}: not a readable image (no regular file)")
-        alone = Split.of_files([file], np.zeros(1, dtype=np.int64))
-        return replace(alone, pixels=survey([alone], window, f"{file}'s").pixels).picture(0)
+        alone = Split.of_files([file], np.zeros(1, dtype=np.int64), most)
+        return replace(alone, pixels=survey([alone], window, f"{file}'s", dicom).pixels).picture(0)
 
     def statistics(self, peer: int) -> Statistics | None:
         """Return statistics of some of the peer's training pictures; None if none can be read."""
@@ -259,7 +256,10 @@ class Holdings:
         ConfigError
             When ``stream`` is set, and class or folder of a new image do not give it to a peer.
         """
-        spec = resolve_partition(self.config.partition, self.config.dataset, self.n, self.classes)
+        config = self.config
+        dealt = not config.sited and config.partition.startswith(("auto", BY))
+        columns = self.dataset.train.columns if dealt else {}
+        spec = resolve_partition(config.partition, config.dataset, self.n, self.classes, columns)
         if self.config.stream and not self.config.sited and not spec.startswith("classes:"):
             raise ConfigError(
                 f"stream = true: with {self.n} peers and {len(self.classes)} classes, partition = auto means "
@@ -282,7 +282,8 @@ class Holdings:
             held = [np.intersect1d(mine.get(p, np.empty(0, dtype=np.int64)), usable) for p in range(self.n)]
             return [p[draw_shots(labels[p], self.config.shots, classes, seed)] for p in held]
         kept = usable[draw_shots(labels[usable], self.config.shots, classes, seed)]
-        parts = partition_images(self.partition_spec, labels[kept], self.n, classes, seed)
+        columns = {name: values[kept] for name, values in self.dataset.train.columns.items()}
+        parts = partition_images(self.partition_spec, labels[kept], self.n, classes, seed, columns)
         return [kept[positions] for positions in parts]
 
     @cached_property
@@ -377,6 +378,11 @@ class Holdings:
         """Positions in the test split of all images on which the peers here are scored, ascending."""
         return np.unique(np.concatenate([self.tests[p] for p in self.here]))
 
+    def test_names(self, positions: npt.NDArray[np.int64]) -> list[str]:
+        """Return the names of the test images at ``positions``: their files, else the positions."""
+        files = self.dataset.test.files
+        return [str(position) if files is None else str(files[position]) for position in positions]
+
     @property
     def scored_test(self) -> Split:
         """The test images on which the peers here are scored, as a split of their own."""
@@ -419,35 +425,59 @@ class Holdings:
         every = np.arange(len(self.classes))
         if not self.config.sited:
             every = np.flatnonzero(class_owners(self.partition_spec, self.n, self.classes) == peer)
-        return StreamPart(Path(path).expanduser() / "train", every, self._pixels(peer))
+        return StreamPart(Path(path).expanduser() / "train", every, self._pixels(peer), self._most)
 
     def data(self, peer: int) -> PeerData:
         """Return ``peer``'s share of the images, in numbers and digests."""
         train, mine = self.dataset.train, self.partition[peer]
         labels = np.unique(train.labels[mine])
-        untold = self.config.stream or self.config.dp_clip
         return PeerData(
             len(mine),
             tuple(self.dataset.classes[c] for c in labels),
-            "" if untold else images_digest(train, mine, self.classes),
+            "" if self._untold else images_digest(train, mine, self.classes, self._seen["train"]),
             self.test_digest(peer),
             self.config.pixel_range if self.pooled else self.config.pixel_range_of(peer),
         )
 
+    @property
+    def _untold(self) -> bool:
+        """Whether nothing is told of the training images but their number."""
+        return self.config.stream or self.config.dp_clip > 0
+
+    def listed(self, peer: int) -> tuple[tuple[ListedImage, ...] | None, tuple[ListedImage, ...] | None]:
+        """Return the training images of ``peer``, and those on which it is scored, as lists.
+
+        None for images without files, and for training images of which only the number is told.
+        """
+        data, seen = self.dataset, self._seen
+        own = self.config.sited and not self.pooled
+        test = self.tests[peer] if own else self.test_positions
+        mine = self.partition[peer]
+        train = None if self._untold else listed_images(data.train, mine, self.classes, seen["train"])
+        return train, listed_images(data.test, test, self.classes, seen["test"])
+
     @cached_property
     def dealt_digest(self) -> str:
-        """Digest of the training images that are dealt out; it must be the same on all machines."""
-        return images_digest(self.dataset.train, self._usable, self.classes)
+        """Digest of the training images that are dealt out; it must be the same on all machines.
+
+        If a column deals them out, whose each image is counts, too.
+        """
+        found = images_digest(self.dataset.train, self._usable, self.classes, self._seen["train"])
+        if not self.partition_spec.startswith(BY):
+            return found
+        return xxhash.xxh3_128(
+            found.encode() + b"".join(share.tobytes() for share in self.shares)
+        ).hexdigest()
 
     def test_digest(self, peer: int) -> str:
         """Return the digest of the images on which ``peer`` is scored."""
         if self.config.sited and not self.pooled:
-            return images_digest(self.dataset.test, self.tests[peer], self.classes)
+            return images_digest(self.dataset.test, self.tests[peer], self.classes, self._seen["test"])
         return self._test_digest
 
     @cached_property
     def _test_digest(self) -> str:
-        return images_digest(self.dataset.test, self.test_positions, self.classes)
+        return images_digest(self.dataset.test, self.test_positions, self.classes, self._seen["test"])
 
 
 def _with_pixels(data: Dataset, pixels: Pixels) -> Dataset:

@@ -14,7 +14,7 @@ from p2pft_flower.learning.data.images import Listing, find_images, folders_in, 
 from p2pft_flower.learning.data.names import differing_unseen, in_order, look_alikes, some_names
 from p2pft_flower.learning.data.splits import Dataset, Split
 
-__all__ = ["folder"]
+__all__ = ["check_same_files", "folder"]
 
 log = logging.getLogger(__name__)
 
@@ -87,7 +87,7 @@ def folder(path: str, *, site: bool = False) -> Dataset:
 
     train, test = split("train"), split("test")
     _log_passed_over(root, passed_over, outside)
-    _check_same_files(root, classes, train, test)
+    check_same_files(root, classes, train, test)
     hidden = passed_over.hidden
     line = f"{root}: {hidden.total()} hidden files and folders are passed over: {some_names([*hidden])}"
     return Dataset(f"folder:{path}", tuple(classes), train, test, line if hidden else "")
@@ -126,7 +126,7 @@ def _log_passed_over(root: Path, found: Listing, outside: Sequence[Path]) -> Non
         )
 
 
-def _check_same_files(root: Path, classes: Sequence[str], train: Split, test: Split) -> None:
+def check_same_files(root: Path, classes: Sequence[str], train: Split, test: Split) -> None:
     """Refuse files that are linked into two classes; warn of files in train/ and test/, or twice in a class.
 
     Raises

@@ -17,6 +17,8 @@ from PIL import Image
 
 from p2pft_flower.errors import DataError
 from p2pft_flower.learning.data.decoding import REMEDY, formats
+from p2pft_flower.learning.data.dicom_files import SUFFIXES as DICOM
+from p2pft_flower.learning.data.dicom_files import begins_as_dicom, unnamed
 
 __all__ = [
     "Listing",
@@ -27,6 +29,7 @@ __all__ = [
     "identity",
     "is_hidden",
     "looks_hidden",
+    "picture_suffixes",
 ]
 
 SPECIAL = "pipe, socket or device"
@@ -48,6 +51,7 @@ _SYSTEM = frozenset(
         "__pycache__",
         "_gsdata_",
         "desktop.ini",
+        "dicomdir",
         "found.000",
         "lost+found",
         "network trash folder",
@@ -202,7 +206,7 @@ def _add_file(entry: os.DirEntry[str], found: Listing) -> None:
     suffix = file.suffix.lower()
     if _is_special(entry):
         found.others[SPECIAL] += 1
-    elif suffix in _suffixes():
+    elif suffix in picture_suffixes() or _is_dicom(file):
         found.files.append(file)
     else:
         found.others[suffix] += 1
@@ -215,10 +219,23 @@ def _is_special(entry: os.DirEntry[str]) -> bool:
         return False
 
 
+def _is_dicom(file: Path) -> bool:
+    """Return whether a file is one of DICOM by its preamble, if its name tells no format."""
+    if not unnamed(file):
+        return False
+    try:
+        with file.open("rb") as opened:
+            return begins_as_dicom(opened)
+    except OSError:
+        return False
+
+
 @cache
-def _suffixes() -> frozenset[str]:
+def picture_suffixes() -> frozenset[str]:
+    """Return the suffixes, in lower case, of files that are pictures."""
     kinds = formats()  # fills the registry
-    return frozenset(suffix for suffix, kind in Image.registered_extensions().items() if kind in kinds)
+    pictures = [suffix for suffix, kind in Image.registered_extensions().items() if kind in kinds]
+    return frozenset([*pictures, *DICOM])
 
 
 def array_content(pixels: npt.NDArray[Any]) -> bytes:

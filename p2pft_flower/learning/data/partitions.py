@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from p2pft_flower.errors import ConfigError, DataError, did_you_mean
+from p2pft_flower.learning.data.by_column import BY, DEALING, Columns, check_by, deal_by, resolve_by
 from p2pft_flower.learning.data.class_groups import check_groups, class_owners, even_groups
 from p2pft_flower.learning.data.dealing import deal_dirichlet, deal_iid, deal_shards
 from p2pft_flower.plugins import call_reference, is_reference
@@ -49,21 +50,31 @@ OWN = "own"
 log = logging.getLogger(__name__)
 
 
-def resolve_partition(spec: str, dataset: str, n: int, classes: Sequence[str]) -> str:
+def resolve_partition(
+    spec: str, dataset: str, n: int, classes: Sequence[str], columns: Columns | None = None
+) -> str:
     """Return the partition that ``auto`` means for ``n`` peers and these classes; else ``spec`` itself.
 
-    ``auto`` means the peers' own folders if the dataset has a folder for each, else the ranges of Table 1,
-    else disjoint classes if there are enough, else Dirichlet.
+    ``auto`` means the peers' own folders if the dataset has a folder for each, else the column ``peer`` or
+    ``site`` if it has one, else the ranges of Table 1, else disjoint classes if there are enough, else
+    Dirichlet. ``by:COLUMN`` becomes ``by:COLUMN=VALUE,VALUE,…``, with the values in the peers' order.
+
+    Raises
+    ------
+    ConfigError, DataError
+        When ``columns``, the columns of the training images, cannot deal them out to ``n`` peers.
     """
+    if spec.startswith(BY):
+        return resolve_by(spec, n, columns or {})
     if spec != "auto":
         return spec
     if "{peer}" in dataset:
         return OWN
+    if dealing := [name for name in DEALING if name in (columns or {})]:
+        return resolve_by(BY + dealing[0], n, columns or {})
     if (dataset, n) in TABLE_1:
         return TABLE_1[dataset, n]
-    if n <= len(classes):
-        return even_groups(n, classes)
-    return f"dirichlet:{AUTO_DIRICHLET}"
+    return even_groups(n, classes) if n <= len(classes) else f"dirichlet:{AUTO_DIRICHLET}"
 
 
 def check_partition(spec: str, n: int, classes: Sequence[str] | None = None) -> None:
@@ -84,7 +95,9 @@ def check_partition(spec: str, n: int, classes: Sequence[str] | None = None) -> 
         When ``spec`` cannot be read or does not fit; the message gives the choices.
     """
     kind, _, argument = spec.partition(":")
-    if kind == "classes" and argument:
+    if spec.startswith(BY):
+        check_by(spec, n)
+    elif kind == "classes" and argument:
         if classes is None:
             check_groups(spec, n)
         else:
@@ -98,7 +111,7 @@ def check_partition(spec: str, n: int, classes: Sequence[str] | None = None) -> 
 
 
 def _unknown(spec: str) -> ConfigError:
-    named = ("auto", "classes:0-1,2-3,…", "iid", "dirichlet:ALPHA", "shards:K")
+    named = ("auto", "classes:0-1,2-3,…", "iid", "dirichlet:ALPHA", "shards:K", "by:COLUMN")
     return ConfigError(
         f"partition = {spec!r} is unknown; choose one of {', '.join(named)}, my_module:my_partition, "
         f"{OWN} (with dataset = folder:/path/with/{{peer}}){did_you_mean(spec, (*named, OWN))}"
@@ -142,7 +155,9 @@ def draw_shots(labels: Labels, shots: int, classes: Sequence[str], seed: int) ->
     return np.sort(np.concatenate(drawn))
 
 
-def partition_images(spec: str, labels: Labels, n: int, classes: Sequence[str], seed: int) -> Partition:
+def partition_images(
+    spec: str, labels: Labels, n: int, classes: Sequence[str], seed: int, columns: Columns | None = None
+) -> Partition:
     """Deal the training images out to ``n`` peers.
 
     Parameters
@@ -152,8 +167,9 @@ def partition_images(spec: str, labels: Labels, n: int, classes: Sequence[str], 
         ``0-1+5``, ``cat+dog``, ``"0-1"+"a, b"``; if classes are named by other numbers, numbers are names;
         names in quotes are literal), ``"iid"``,
         ``"dirichlet:ALPHA"``, ``"shards:K"`` (each peer holds images of K classes, of which the first is
-        that of the peer's number, counted round, and the others are drawn), or ``"my_module:my_partition"``:
-        a callable ``(labels, n, seed) -> n arrays of positions``.
+        that of the peer's number, counted round, and the others are drawn), ``"by:COLUMN=VALUE,VALUE"`` (one
+        value a peer, as :func:`resolve_partition` returns it), or
+        ``"my_module:my_partition"``: a callable ``(labels, n, seed) -> n arrays of positions``.
     labels : (N,) int64 array
         Classes of the training images.
     n : int
@@ -162,6 +178,8 @@ def partition_images(spec: str, labels: Labels, n: int, classes: Sequence[str], 
         Names of the dataset's classes.
     seed : int
         Number that decides every draw.
+    columns : mapping of str to (N,) array of str, optional
+        The columns of the images, by name.
 
     Returns
     -------
@@ -177,7 +195,9 @@ def partition_images(spec: str, labels: Labels, n: int, classes: Sequence[str], 
         When a peer would be left without an image, an image is dealt twice, or a position is out of range.
     """
     kind, _, argument = spec.partition(":")
-    if kind == "classes" and argument:
+    if spec.startswith(BY):
+        parts = deal_by(spec, columns or {})
+    elif kind == "classes" and argument:
         owners = class_owners(spec, n, classes)
         parts = [np.flatnonzero(owners[labels] == peer) for peer in range(n)]
     elif spec == "iid":

@@ -50,11 +50,15 @@ class Pixels:
         The values that stand for black and for white in deep samples, by the samples' form.
     opacities : mapping of Form to (float, float)
         The values of alpha that stand for transparent and for opaque in deep samples, by the samples' form.
+    dicom : (float, float) or None
+        The values that stand for black and for white in deep grey DICOM samples, in the modality's units;
+        None: ``window``, else the file's own window, else ``ranges``.
     """
 
     window: Range | None = None
     ranges: Mapping[Form, Range] = field(default_factory=dict)
     opacities: Mapping[Form, Range] = field(default_factory=dict)
+    dicom: Range | None = None
 
     def picture(self, source: Source) -> Image.Image:
         """Return the picture as a viewer shows it: upright, on white, mode ``L`` or ``RGB``.
@@ -76,7 +80,10 @@ class Pixels:
             if not np.isfinite(source.values).all():
                 raise ValueError("a sample is NaN or infinite")
             opacity = None if source.alpha is None else self.opacity_of(source.form)
-            levels = grey_levels(source, self.range_of(source.form), opacity)
+            if source.own_window is not None and self.chosen(source.form) is None:
+                levels = _own_levels(source, source.own_window(source.values))
+            else:
+                levels = grey_levels(source, self.range_of(source.form), opacity)
             return _upright(Image.fromarray(levels), source.orientation)
         # Before the conversions, which lose the tag.
         turned = orientation(source)
@@ -92,13 +99,19 @@ class Pixels:
         """
         if form.kind == "unsigned" and form.bits <= 8:
             return 0.0, float(form.white or 255)
-        if self.window is not None:
-            return self.window
+        if (chosen := self.chosen(form)) is not None:
+            return chosen
         if form in self.ranges:
             return self.ranges[form]
         raise DataError(
             f"{form} samples, and nothing says which are black and white: set pixel-range = LOW:HIGH"
         )
+
+    def chosen(self, form: Form) -> Range | None:
+        """Return the range that a setting gives for deep samples of this ``form``; None: none does."""
+        if form.kind == "unsigned" and form.bits <= 8:
+            return None
+        return self.dicom if form.of_dicom and self.dicom is not None else self.window
 
     def opacity_of(self, form: Form) -> Range:
         """Return the values of alpha that stand for transparent and for opaque in samples of this ``form``.
@@ -119,7 +132,8 @@ class Pixels:
         """Bytes that identify the conversion from an image's content to a picture."""
         ranges = sorted((repr(form), black_white) for form, black_white in self.ranges.items())
         opacities = sorted((repr(form), alpha) for form, alpha in self.opacities.items())
-        return f"pixels {VERSION} {self.window} {ranges} {opacities} ".encode()
+        dicom = "" if self.dicom is None else f"dicom {self.dicom} "
+        return f"pixels {VERSION} {self.window} {ranges} {opacities} {dicom}".encode()
 
 
 def as_source(source: object) -> Image.Image | Samples:
@@ -145,7 +159,7 @@ def as_source(source: object) -> Image.Image | Samples:
             # Not loaded yet, so unchanged; Pillow by itself would drop bits and signs.
             at = source.fp.tell()
             try:
-                return decode_stream(source.fp, source.tell())
+                return decode_stream(source.fp, source.tell())  # Pillow has checked its size
             finally:
                 source.fp.seek(at)  # from which Pillow reads on if the image's owner uses it
         if (
@@ -198,6 +212,12 @@ def grey_levels(samples: Samples, black_white: Range, opacity: Range | None = No
     if samples.premultiplied:
         values = np.divide(values, alpha, out=np.zeros_like(values), where=alpha > 0)
     return _rounded(_shares(samples, values, black_white) * alpha + 1.0 - alpha)
+
+
+def _own_levels(samples: Samples, shares: npt.NDArray[np.float64]) -> npt.NDArray[np.uint8]:
+    """Return levels of the brightness that a file's own window gives."""
+    shares = np.clip(shares, 0.0, 1.0)
+    return _rounded(1.0 - shares if samples.zero_is_white else shares)
 
 
 def _shares(samples: Samples, values: npt.NDArray[np.float64], black_white: Range) -> npt.NDArray[np.float64]:

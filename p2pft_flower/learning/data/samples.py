@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
@@ -30,6 +31,8 @@ class Form:
         The value that the file declares to be white, while 0 is black; None if the file declares none.
     significant : int
         Number of significant bits as declared (PNG's sBIT), else ``bits``.
+    windowed : bool
+        Whether each file has a window of its own, which says what is black and white (DICOM).
     """
 
     container: str
@@ -37,6 +40,12 @@ class Form:
     bits: int
     white: int | None
     significant: int
+    windowed: bool = field(default=False, repr=False)  # stored outputs are found by the other fields
+
+    @property
+    def of_dicom(self) -> bool:
+        """Whether the samples are grey values of a DICOM file."""
+        return self.container.endswith("DICOM")
 
     def __str__(self) -> str:
         kind = "floating-point" if self.kind == "float" else self.kind
@@ -44,11 +53,17 @@ class Form:
 
 
 def form_of(
-    container: str, kind: Kind, bits: int, *, white: int | None = None, significant: int | None = None
+    container: str,
+    kind: Kind,
+    bits: int,
+    *,
+    white: int | None = None,
+    significant: int | None = None,
+    windowed: bool = False,
 ) -> Form:
     """Return a form; without ``white``, the largest value of unsigned samples of at most 16 bits is white."""
     declared = 2**bits - 1 if kind == "unsigned" and bits <= 16 else None
-    return Form(container, kind, bits, declared if white is None else white, significant or bits)
+    return Form(container, kind, bits, declared if white is None else white, significant or bits, windowed)
 
 
 @dataclass(frozen=True)
@@ -69,6 +84,8 @@ class Samples:
         Whether small samples are bright and large ones dark.
     orientation : int
         EXIF's orientation of the picture, 1..8.
+    own_window : callable, optional
+        The file's own window: ``values`` ↦ their brightness, 0 (black, or white if ``zero_is_white``) to 1.
     """
 
     values: npt.NDArray[Any]
@@ -77,6 +94,7 @@ class Samples:
     premultiplied: bool = False
     zero_is_white: bool = False
     orientation: int = 1
+    own_window: Callable[[npt.NDArray[Any]], npt.NDArray[np.float64]] | None = None
 
 
 class Look(NamedTuple):

@@ -9,11 +9,12 @@ from safetensors import SafetensorError, safe_open
 
 from p2pft_flower.learning.data.dataset_names import (
     check_dataset_name,
+    is_users_own,
     reads_data_dir,
     refuse_data_dir,
     require_data,
 )
-from p2pft_flower.plugins import check_reference, is_reference
+from p2pft_flower.plugins import check_reference
 
 __all__ = ["require_scored_data"]
 
@@ -48,5 +49,5 @@ def require_scored_data(file: Path, dataset: str | None, data_dir: str | None) -
     place = own if data_dir is None else data_dir
     refuse_data_dir(name, place)
     require_data(name, place, download=metadata.get("download") == "True", peers=())
-    if is_reference(name) and not name.startswith(("folder:", "features:")):
+    if is_users_own(name):
         check_reference(name, key="dataset")

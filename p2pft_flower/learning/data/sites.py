@@ -1,10 +1,10 @@
-"""The peers' own folders of images, or files of features, as one dataset."""
+"""The peers' own folders or tables of images, or files of features, as one dataset."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +14,7 @@ from p2pft_flower.learning.data.feature_files import features
 from p2pft_flower.learning.data.image_folders import folder
 from p2pft_flower.learning.data.names import differing_unseen
 from p2pft_flower.learning.data.splits import Dataset, Split
+from p2pft_flower.learning.data.tables import table
 
 __all__ = ["Sites", "load_sites"]
 
@@ -40,6 +41,10 @@ class Sites:
         classes = next(iter(self.folders.values())).classes
         return Dataset(self.name, classes, Split.joined(train), Split.joined(test))
 
+    def within(self, most: int) -> Sites:
+        """Return the sites with ``most`` as the most pixels of an image."""
+        return Sites(self.name, {peer: data.within(most) for peer, data in self.folders.items()})
+
     @property
     def train(self) -> dict[int, npt.NDArray[np.int64]]:
         """The positions of each peer's images in the dataset's training split, by peer."""
@@ -61,20 +66,28 @@ _DIFFER = {
         "every peer needs the same folders, empty ones for the classes that it does not hold",
     ),
     "features": ("the classes differ", "every peer's file needs the same list"),
+    "table": (
+        "the classes differ",
+        "every peer's table needs the same, with a row without an image for each that the peer does not hold",
+    ),
 }
 """What is said, and what to do, if two peers have different classes."""
 
 
-def load_sites(name: str, peers: Sequence[int]) -> Sites:
-    """Read the folders, or files of features, of ``peers``, and of no other peer.
+def load_sites(name: str, peers: Sequence[int], data_dir: str = "", *, missing_ok: bool = False) -> Sites:
+    """Read the folders, tables, or files of features, of ``peers``, and of no other peer.
 
     Parameters
     ----------
     name : str
-        ``"folder:/data/site-{peer}"`` or ``"features:/data/site-{peer}.npz"``; ``{peer}`` is replaced by the
-        peer's number.
+        ``"folder:/data/site-{peer}"``, ``"table:/data/site-{peer}.csv"`` or
+        ``"features:/data/site-{peer}.npz"``; ``{peer}`` is replaced by the peer's number.
     peers : sequence of int
         The peers whose folders or files are read, at least one.
+    data_dir : str
+        The folder of the images of tables, by default each table's own.
+    missing_ok : bool
+        Whether images of tables may be missing.
 
     Raises
     ------
@@ -83,7 +96,9 @@ def load_sites(name: str, peers: Sequence[int]) -> Sites:
         classes (the message names both lists) or features of different lengths.
     """
     kind, _, place = name.partition(":")
-    read = {"folder": folder, "features": features}[kind]
+    of_table = partial(table, data_dir=data_dir, missing_ok=missing_ok)
+    readers: dict[str, Callable[..., Dataset]] = {"folder": folder, "features": features, "table": of_table}
+    read = readers[kind]
     folders: dict[int, Dataset] = {}
     for peer in peers:
         try:

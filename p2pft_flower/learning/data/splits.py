@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -46,6 +46,9 @@ class Split:
     vectors : (N, D) float32 array, optional
         If given, there are no images: each sample is a row, which a model made elsewhere
         (:mod:`~p2pft_flower.learning.data.feature_files`).
+    columns : mapping of str to (N,) array of str
+        What the source tells of each image besides its class, by the column's name, for ``partition =
+        by:COLUMN``.
     """
 
     labels: npt.NDArray[np.int64]
@@ -56,6 +59,7 @@ class Split:
     pixels: Pixels | None = field(default_factory=Pixels)
     called: str = ""
     vectors: npt.NDArray[np.float32] | None = None
+    columns: Mapping[str, npt.NDArray[np.object_]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -110,15 +114,27 @@ class Split:
         return f"{what} image {index}" if self.files is None else str(self.files[index])
 
     @classmethod
-    def of_files(cls, files: Sequence[Path], labels: npt.NDArray[np.int64]) -> Split:
-        """Return a split of the images of ``files``, with their ``labels``, (N,) int64."""
+    def of_files(cls, files: Sequence[Path], labels: npt.NDArray[np.int64], most: int | None = None) -> Split:
+        """Return a split of the images of ``files``, with their ``labels``, (N,) int64.
+
+        Images of more pixels than ``most`` cannot be read.
+        """
         return cls(
             labels,
-            lambda index: decode(files[index]),
+            lambda index: decode(files[index], most),
             lambda index: file_content(files[index]),
             files,
-            lambda index: look_at(files[index]),
+            lambda index: look_at(files[index], most),
         )
+
+    def within(self, most: int) -> Split:
+        """Return the split with ``most`` as the most pixels of an image; it is as :meth:`of_files` makes it.
+
+        Images without files, and those of a reader of the user's own, stay as they are.
+        """
+        if self.files is None or self.content is None:
+            return self
+        return replace(Split.of_files(self.files, self.labels, most), columns=self.columns)
 
     @classmethod
     def of_vectors(cls, vectors: npt.NDArray[np.float32], labels: npt.NDArray[np.int64]) -> Split:
@@ -154,6 +170,7 @@ class Split:
             content=content and (lambda index: content(int(positions[index]))),
             files=self.files and [self.files[position] for position in positions],
             look=look and (lambda index: look(int(positions[index]))),
+            columns={name: values[positions] for name, values in self.columns.items()},
         )
 
     @classmethod
@@ -203,6 +220,10 @@ class Dataset:
     train: Split
     test: Split
     passed_over: str = ""
+
+    def within(self, most: int) -> Dataset:
+        """Return the dataset with ``most`` as the most pixels of an image (:meth:`Split.within`)."""
+        return replace(self, train=self.train.within(most), test=self.test.within(most))
 
     @property
     def width(self) -> int:

@@ -42,11 +42,14 @@ class StreamPart:
         The numbers of the classes that count.
     pixels : Pixels
         The conversion of the folder's images to pictures.
+    most : int, optional
+        The most pixels of an image.
     """
 
     folder: Path
     labels: npt.NDArray[np.int64]
     pixels: Pixels = field(default_factory=Pixels)
+    most: int | None = None
 
 
 class ImageStream:
@@ -183,7 +186,9 @@ class ImageStream:
         return [self._positions[file] for file in there]
 
     def _split(self, files: list[Path], part: StreamPart) -> Split:
-        return replace(Split.of_files(files, np.zeros(len(files), dtype=np.int64)), pixels=part.pixels)
+        return replace(
+            Split.of_files(files, np.zeros(len(files), dtype=np.int64), part.most), pixels=part.pixels
+        )
 
     def _not_yet(self, files: list[Path], part: StreamPart) -> set[Path]:
         """Return those of ``files`` that cannot be read; warn of files that stay unreadable."""

@@ -138,7 +138,7 @@ class Statistics:
     white: float
 
 
-def survey(splits: Sequence[Split], window: Range | None, whose: str) -> Survey:
+def survey(splits: Sequence[Split], window: Range | None, whose: str, dicom: Range | None = None) -> Survey:
     """Examine the images of one site, and return the conversion to pictures with other findings.
 
     Parameters
@@ -149,6 +149,8 @@ def survey(splits: Sequence[Split], window: Range | None, whose: str) -> Survey:
         The values that stand for black and for white, as the run-config gives them; None: auto.
     whose : str
         Words for the images' owner in messages, e.g. ``"peer 1's"``.
+    dicom : (float, float), optional
+        The same for deep grey DICOM samples, instead of ``window`` and of the files' own windows.
 
     Raises
     ------
@@ -161,7 +163,10 @@ def survey(splits: Sequence[Split], window: Range | None, whose: str) -> Survey:
     looks = [look for split in splits for look in _looks(split, whose)]
     forms = Counter(look.form for _, _, look in looks if look.form is not None)
     images = {form: [(split, i) for split, i, look in looks if look.form == form] for form in forms}
-    seen = {form: some for form in forms if (some := _see(form, images[form], whose)) is not None}
+    settings = Pixels(window, dicom=dicom)
+    own = {form for form in forms if form.windowed and settings.chosen(form) is None}
+    unknown = [form for form in forms if form not in own]
+    seen = {form: some for form in unknown if (some := _see(form, images[form], whose)) is not None}
     warnings = []
     ranges: dict[Form, Range] = {}
     opacities: dict[Form, Range] = {}
@@ -169,11 +174,17 @@ def survey(splits: Sequence[Split], window: Range | None, whose: str) -> Survey:
     for form, samples in seen.items():
         split, first = images[form][0]
         where = f"{forms[form]} of {form} samples, as {split.name(first, 'its')},"
-        found = window or _declared(form, samples)
+        chosen = settings.chosen(form)
+        found = chosen or _declared(form, samples)
         if isinstance(found, str):
             unclear.append(f"{where} {found}")
             continue
-        warnings += _dark(form, samples, found[1]) if window is None else _unfit(form, samples, window)
+        if chosen is None:
+            warnings += _dark(form, samples, found[1])
+        else:
+            by_dicom = form.of_dicom and dicom is not None
+            given = "dicom-window, {:g} to {:g}," if by_dicom else "pixel-range = {:g}:{:g}"
+            warnings += _unfit(form, samples, chosen, given.format(*chosen))
         ranges[form] = found
         if samples.alpha is not None:
             opacity = _opacity(form, samples.alpha, found)
@@ -193,14 +204,21 @@ def survey(splits: Sequence[Split], window: Range | None, whose: str) -> Survey:
         warnings.append(
             f"pixel-range = {window[0]:g}:{window[1]:g} changes nothing: no sample has more than 8 bits"
         )
-    pixels = Pixels(window, {} if window else ranges, opacities)
+    if dicom is not None and looks and not any(form.of_dicom for form in forms):
+        warnings.append("dicom-window changes nothing: no grey DICOM sample has more than 8 bits")
+    declared = {form: ranges[form] for form in ranges if settings.chosen(form) is None}
+    pixels = Pixels(window, declared, opacities, dicom)
     return Survey(
         pixels,
         len(looks),
         sum(look.turned for _, _, look in looks),
         sum(look.transparent for _, _, look in looks),
         sum(look.pages for _, _, look in looks),
-        {_described(form, ranges[form]): number for form, number in forms.items() if form in ranges},
+        {
+            _described(form, ranges.get(form)): number
+            for form, number in forms.items()
+            if form in ranges or form in own
+        },
         tuple(warnings),
     )
 
@@ -383,7 +401,9 @@ def _opacity(form: Form, alpha: Range, black_white: Range) -> Range | None:
     return None
 
 
-def _described(form: Form, black_white: Range) -> str:
+def _described(form: Form, black_white: Range | None) -> str:
+    if black_white is None:
+        return f"of {form} samples, each in its file's own window"
     return f"of {form} samples, black {black_white[0]:g}, white {black_white[1]:g}"
 
 
@@ -398,7 +418,7 @@ def _dark(form: Form, seen: _Seen, white: float) -> list[str]:
     ]
 
 
-def _unfit(form: Form, seen: _Seen, window: Range) -> list[str]:
+def _unfit(form: Form, seen: _Seen, window: Range, given: str) -> list[str]:
     clipped = float(np.mean((seen.values < window[0]) | (seen.values > window[1])))
     if seen.alpha is not None and seen.lowest == seen.highest:
         return []  # cut-outs of one colour
@@ -406,10 +426,7 @@ def _unfit(form: Form, seen: _Seen, window: Range) -> list[str]:
         low, high = np.percentile(np.clip(seen.values, *window), [100 - BRIGHT, BRIGHT])
         if high - low >= SPAN * (window[1] - window[0]):
             return []
-    return [
-        f"pixel-range = {window[0]:g}:{window[1]:g} leaves little of {form} samples, which hold "
-        f"{seen.lowest:g} to {seen.highest:g}"
-    ]
+    return [f"{given} leaves little of {form} samples, which hold {seen.lowest:g} to {seen.highest:g}"]
 
 
 def _advice(seen: Mapping[Form, _Seen]) -> str:

@@ -11,6 +11,7 @@ import tifffile
 from PIL import Image
 
 from p2pft_flower.learning.data.samples import Form, Kind, Look, Samples, form_of, samples_of
+from p2pft_flower.learning.data.sizes import check_size
 
 __all__ = ["MAGIC", "declared", "decode_tiff", "look_at_tiff"]
 
@@ -25,7 +26,9 @@ _ZERO_IS_WHITE, _ZERO_IS_BLACK, _RGB, _PALETTE, _CMYK = 0, 1, 2, 3, 5
 _Found = TypeVar("_Found")
 
 
-def look_at_tiff(stream: IO[bytes], number: int = 0, *, refused: bool = False) -> Look | None:
+def look_at_tiff(
+    stream: IO[bytes], number: int = 0, *, refused: bool = False, most: int | None = None
+) -> Look | None:
     """Return the description of page ``number`` by the page's head; None if Pillow should read the page.
 
     Parameters
@@ -36,14 +39,17 @@ def look_at_tiff(stream: IO[bytes], number: int = 0, *, refused: bool = False) -
         The page's number, from 0.
     refused : bool
         Whether Pillow has refused the page; the result is then never None.
+    most : int, optional
+        The most pixels of a page (:func:`~p2pft_flower.learning.data.sizes.check_size`).
 
     Raises
     ------
     ValueError, OSError
-        When the page is broken, or no picture.
+        When the page is broken, no picture, or too large.
     """
 
     def read(page: tifffile.TiffPage, more: bool) -> Look | None:
+        check_size(page.imagewidth, page.imagelength, most)
         if not (_ours(page) or refused):
             return None
         turned = page.tags.valueof(274, 1) in range(2, 9)
@@ -52,16 +58,19 @@ def look_at_tiff(stream: IO[bytes], number: int = 0, *, refused: bool = False) -
     return _page(stream, number, read)
 
 
-def decode_tiff(stream: IO[bytes], number: int = 0, *, refused: bool = False) -> Image.Image | Samples | None:
+def decode_tiff(
+    stream: IO[bytes], number: int = 0, *, refused: bool = False, most: int | None = None
+) -> Image.Image | Samples | None:
     """Decode page ``number``, with the parameters of :func:`look_at_tiff`; None if Pillow should read it.
 
     Raises
     ------
-    ValueError, OSError, Image.DecompressionBombError
+    ValueError, OSError
         When the page is broken, no picture, or too large.
     """
 
     def read(page: tifffile.TiffPage, _: bool) -> Image.Image | Samples | None:
+        check_size(page.imagewidth, page.imagelength, most)
         return _decode(page) if _ours(page) or refused else None
 
     return _page(stream, number, read)
@@ -86,7 +95,7 @@ def _page(stream: IO[bytes], number: int, read: Callable[[tifffile.TiffPage, boo
             if not isinstance(page, tifffile.TiffPage):
                 page = page.aspage()
             return read(page, len(pages) > 1)
-    except (OSError, ValueError, Image.DecompressionBombError):
+    except (OSError, ValueError):
         raise
     except Exception as error:  # tifffile raises its own errors, and others on broken numbers
         raise ValueError(f"{type(error).__name__}: {error}") from error
@@ -125,9 +134,6 @@ def _coarse(page: tifffile.TiffPage) -> bool:
 
 
 def _decode(page: tifffile.TiffPage) -> Image.Image | Samples:
-    number = page.imagewidth * page.imagelength
-    if Image.MAX_IMAGE_PIXELS is not None and number > 2 * Image.MAX_IMAGE_PIXELS:
-        raise Image.DecompressionBombError(f"{number} pixels, more than {2 * Image.MAX_IMAGE_PIXELS}")
     photometric, kind = int(page.photometric), _kind(page)
     colours = {_ZERO_IS_WHITE: 1, _ZERO_IS_BLACK: 1, _RGB: 3, _PALETTE: 1, _CMYK: 4}.get(photometric)
     if colours is None:

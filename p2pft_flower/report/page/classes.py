@@ -14,6 +14,7 @@ from p2pft_flower.report.page.material import Material
 from p2pft_flower.report.page.runs import Run
 from p2pft_flower.report.page.verdicts import Answers
 from p2pft_flower.report.tables import number
+from p2pft_flower.scores import confusion as counted
 
 __all__ = ["by_class", "confusion", "single_classes"]
 
@@ -26,17 +27,13 @@ Array = npt.NDArray[np.float64]
 def confusion(answers: Sequence[Answers]) -> npt.NDArray[np.int64]:
     """Return how often images of each class (rows) got each answer (columns), all tails together."""
     size = len(answers[0].classes)
-    total = np.zeros((size, size), dtype=np.int64)
-    for one in answers:
-        np.add.at(total, (one.labels, one.predicted), 1)
-    return total
+    return sum((counted(a.labels, a.predicted, size) for a in answers), np.zeros((size, size), np.int64))
 
 
 def by_class(one: Answers) -> Array:
     """Return the share of right answers by class, (C,); NaN of a class without a test image."""
-    size = len(one.classes)
-    right = np.bincount(one.labels[one.labels == one.predicted], minlength=size)
-    there = np.bincount(one.labels, minlength=size)
+    counts = counted(one.labels, one.predicted, len(one.classes))
+    right, there = np.diag(counts), counts.sum(axis=1)
     return np.where(there > 0, right / np.maximum(there, 1), np.nan)
 
 

@@ -19,7 +19,7 @@ from p2pft_flower.keeping.journal import read_whole_lines
 from p2pft_flower.keeping.lines import AnyLine, Evaluation, Outcome, Round, Stall, Trace, ViewChange
 from p2pft_flower.keeping.lines import Run as RunLine
 from p2pft_flower.report.page.runs import ALONE, PEERS, POOLED, SERVER, Moment, Results, Run, Scores
-from p2pft_flower.report.results import FILE, SCHEMA, log_name
+from p2pft_flower.report.results import FILE, log_name, require_schema
 from p2pft_flower.report.stand_stills import longest
 from p2pft_flower.typed import converted, read_object
 
@@ -94,8 +94,7 @@ def _read(folder: Path) -> Run:
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from error
     results = converted(_cleaned(read_object(data, path)), Results, path)
-    if results.schema != SCHEMA:
-        raise DataError(f"{path}: schema {results.schema!r}, this version reads {SCHEMA!r}")
+    require_schema(results.schema, path)
     _require_whole(results, path)
     return _with_journals(Run(folder, results))
 

@@ -100,12 +100,12 @@ def test_hidden_folders_are_no_classes_of_sites_and_no_new_classes_of_streams(tm
 
 def test_files_that_cannot_be_opened_are_counted_by_suffix_in_one_line(folder, caplog):
     red = folder / "train" / "red"
-    for name in ("a.heic", "b.HEIC", "c.dcm", "scan", "d.h5", "e.mpg", "f.ps", "g.fits", "h.wmf", "i.grib"):
+    for name in ("a.heic", "b.HEIC", "c.nii", "scan", "d.h5", "e.mpg", "f.ps", "g.fits", "h.wmf", "i.grib"):
         (red / name).write_bytes(b"\x89HDF\r\n\x1a\nwhatever")
     assert len(read(folder).train) == 12
     (line,) = [r.message for r in caplog.records if "no pictures that can be opened" in r.message]
     assert "10 files are no pictures that can be opened here and are not used: 2 .heic" in line
-    for kind in ("1 .dcm", "1 without a suffix", "1 .h5", "1 .mpg", "1 .ps", "1 .fits", "1 .wmf", "1 .grib"):
+    for kind in ("1 .nii", "1 without a suffix", "1 .h5", "1 .mpg", "1 .ps", "1 .fits", "1 .wmf", "1 .grib"):
         assert kind in line
 
 

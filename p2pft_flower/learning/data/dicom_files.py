@@ -1,0 +1,248 @@
+"""DICOM files, read by pydicom: stored values to those of the modality, colours to RGB, the file's window.
+
+Only the tags that a picture needs are parsed. No text of pydicom's goes into messages or logs: it may quote
+values of a file, which may be a patient's.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable
+from pathlib import PurePath
+from typing import IO, Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from p2pft_flower.learning.data.samples import Form, Kind, Look, Samples, form_of
+from p2pft_flower.learning.data.sizes import check_size
+
+__all__ = ["SUFFIXES", "begins_as_dicom", "decode_dicom", "look_at_dicom", "unnamed"]
+
+_PREAMBLE, _MAGIC = 128, b"DICM"
+
+SUFFIXES = (".dcm", ".dicom")
+"""The endings of DICOM files' names, in lower case; many have none."""
+
+_TAGS = (
+    *("Rows", "Columns", "SamplesPerPixel", "PhotometricInterpretation", "PlanarConfiguration"),
+    *("BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "NumberOfFrames"),
+    *("RedPaletteColorLookupTableDescriptor", "RedPaletteColorLookupTableData"),
+    *("GreenPaletteColorLookupTableDescriptor", "GreenPaletteColorLookupTableData"),
+    *("BluePaletteColorLookupTableDescriptor", "BluePaletteColorLookupTableData"),
+    *("SegmentedRedPaletteColorLookupTableData", "SegmentedGreenPaletteColorLookupTableData"),
+    *("SegmentedBluePaletteColorLookupTableData", "ModalityLUTSequence", "RescaleSlope", "RescaleIntercept"),
+    *("VOILUTSequence", "WindowCenter", "WindowWidth", "VOILUTFunction", "SharedFunctionalGroupsSequence"),
+    *("PerFrameFunctionalGroupsSequence", "ExtendedOffsetTable", "ExtendedOffsetTableLengths"),
+)
+"""The tags that are parsed, beside the pixels."""
+
+_PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
+
+_GREY, _PALETTE = ("MONOCHROME1", "MONOCHROME2"), "PALETTE COLOR"
+
+_LIBRARY = r"pydicom(\.|$)"
+
+_FAR = 1e30
+"""A value beyond every window."""
+
+_Found = TypeVar("_Found")
+
+
+def begins_as_dicom(stream: IO[bytes]) -> bool:
+    """Return whether a file has DICOM's preamble: 128 bytes of any content, and ``DICM``."""
+    stream.seek(0)
+    return stream.read(_PREAMBLE + len(_MAGIC))[_PREAMBLE:] == _MAGIC
+
+
+def unnamed(file: PurePath) -> bool:
+    """Return whether a file's name tells no format, as many archives name DICOM files.
+
+    Such a name has no suffix, or one of digits only, as a unique identifier has.
+    """
+    return file.suffix in ("", ".") or file.suffix[1:].isdecimal()
+
+
+def look_at_dicom(stream: IO[bytes], most: int | None = None) -> Look:
+    """Return the description of a DICOM file by its head; the pixels are not decoded.
+
+    Raises
+    ------
+    ValueError
+        When the file is broken, no picture, too large, or one that is not read here; the message
+        quotes no value.
+    """
+    form = _form(_head(stream, most, pixels=False))
+    shallow = form.kind == "unsigned" and form.bits <= 8
+    return Look(None if shallow else form, turned=False, transparent=False, pages=False)
+
+
+def decode_dicom(stream: IO[bytes], most: int | None = None) -> Image.Image | Samples:
+    """Decode a DICOM file: an RGB image, or grey values of the modality with the window of the file.
+
+    Raises
+    ------
+    ValueError
+        When the file is broken, no picture, too large, or one that is not read here, or a plug-in of
+        pydicom is missing, which the message names.
+    """
+    head = _head(stream, most, pixels=True)
+    form, stored = _form(head), _decoded(head)
+    if head.PhotometricInterpretation not in _GREY:
+        return Image.fromarray(stored) if stored.dtype == np.uint8 else Samples(stored, form)
+    from pydicom.pixels import apply_modality_lut
+
+    values = _told(lambda: apply_modality_lut(stored, head), "the values of its modality cannot be computed")
+    for name in _PIXELS:
+        if name in head:
+            delattr(head, name)  # the window needs the other tags only
+    inverted = head.PhotometricInterpretation == "MONOCHROME1"
+    window = _window_of(head) if _windowed(head) else None
+    return Samples(np.asarray(values), form, zero_is_white=inverted, own_window=window)
+
+
+def _told(compute: Callable[[], _Found], fault: str) -> _Found:
+    """Return what ``compute`` returns; errors become ValueErrors that say ``fault`` and quote nothing."""
+    if not any(getattr(entry[3], "pattern", "") == _LIBRARY for entry in warnings.filters):
+        warnings.filterwarnings("ignore", module=_LIBRARY)  # for all threads: a context's would not be
+    logging.getLogger("pydicom").setLevel(logging.CRITICAL + 1)
+    try:
+        return compute()
+    except Exception as error:  # pydicom's errors of broken files are of many kinds
+        raise ValueError(f"{fault} ({type(error).__name__})") from None
+
+
+def _head(stream: IO[bytes], most: int | None, *, pixels: bool) -> Any:
+    """Return the tags of a file, after a check that it is one picture of a kind that is read here."""
+    try:
+        import pydicom
+    except ImportError as error:
+        raise ValueError(
+            "DICOM is read by pydicom, which is not installed here: run pip install 'pydicom>=3,<4' (in a "
+            "clone of the repository: pip install -e '.[medical]')"
+        ) from error
+    stream.seek(0)
+    wanted: list[Any] = [*_TAGS, *(_PIXELS if pixels else ())]
+
+    def read() -> tuple[Any, str]:
+        head = pydicom.dcmread(stream, specific_tags=wanted, stop_before_pixels=not pixels)
+        return head, _fault(head)
+
+    head, fault = _told(read, "a broken DICOM file")
+    if fault:
+        raise ValueError(fault)
+    check_size(int(head.Columns), int(head.Rows), most)
+    return head
+
+
+def _fault(head: Any) -> str:
+    """Return the reason why a file is not read here; empty if it is read."""
+    rows, columns = int(head.get("Rows") or 0), int(head.get("Columns") or 0)
+    if not rows or not columns or not head.get("PhotometricInterpretation"):
+        return "a DICOM file without an image, such as a report or a contour"
+    frames = int(head.get("NumberOfFrames") or 1)
+    if frames != 1:
+        return (
+            f"a DICOM file of {frames} frames, and nothing says which of them its class describes: write the "
+            "frames that count as files of their own"
+        )
+    for groups in ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"):
+        for item in head.get(groups) or ():
+            if "PixelValueTransformationSequence" in item or "FrameVOILUTSequence" in item:
+                return (
+                    "an enhanced DICOM file, whose rescale or window lies in functional groups, which are "
+                    "not read here: write it as a classic file of one image"
+                )
+    return ""
+
+
+def _form(head: Any) -> Form:
+    """Return the form of the values that a file's picture is made of."""
+
+    def found() -> Form:
+        bits = int(head.get("BitsStored") or head.get("BitsAllocated") or 64)
+        if head.PhotometricInterpretation == _PALETTE:
+            entry = int(head.RedPaletteColorLookupTableDescriptor[2])
+            return form_of("DICOM", "unsigned", 8 if entry <= 8 else 16)
+        if head.PhotometricInterpretation not in _GREY:
+            return form_of("DICOM", "unsigned", bits)
+        windowed = _windowed(head)
+        if head.get("ModalityLUTSequence"):
+            depth = int(head.ModalityLUTSequence[0].LUTDescriptor[2])
+            return form_of("DICOM", "unsigned", depth, windowed=windowed)
+        slope, intercept = head.get("RescaleSlope"), head.get("RescaleIntercept")
+        if None not in (slope, intercept) and (float(slope), float(intercept)) != (1.0, 0.0):
+            return form_of("rescaled DICOM", "float", 64, windowed=windowed)
+        kind: Kind = "signed" if head.get("PixelRepresentation") == 1 else "unsigned"
+        if head.get("BitsStored") is None:  # of FloatPixelData and DoubleFloatPixelData
+            kind = "float"
+        return form_of("DICOM", kind, bits, windowed=windowed)
+
+    return _told(found, "a broken DICOM file")
+
+
+def _decoded(head: Any) -> npt.NDArray[Any]:
+    """Return the stored values, (H, W), or the colours, (H, W, 3), as RGB."""
+    from pydicom.pixels import apply_color_lut, pixel_array
+
+    if not any(name in head for name in _PIXELS):
+        raise ValueError("a DICOM file without pixels")
+
+    def decoded() -> npt.NDArray[Any]:
+        found = np.asarray(pixel_array(head))  # YBR becomes RGB
+        if head.PhotometricInterpretation != _PALETTE:
+            return found
+        return np.asarray(apply_color_lut(found, head)[..., :3])
+
+    return _told(decoded, f"the pixels of a DICOM file cannot be decoded{_remedy(head)}")
+
+
+def _remedy(head: Any) -> str:
+    """Return a text that names the plug-ins of pydicom that a file's compression may need; else empty."""
+    from pydicom.pixels import get_decoder
+
+    def found() -> str:
+        syntax = head.file_meta.TransferSyntaxUID
+        missing = get_decoder(syntax).missing_dependencies if syntax.is_encapsulated else []
+        ways = "; or ".join(missing)
+        return (
+            f": it is {syntax.name}, which a plug-in of pydicom reads; install one: {ways}" if missing else ""
+        )
+
+    return _told(found, "a DICOM file of a compression that nothing here reads")
+
+
+def _windowed(head: Any) -> bool:
+    """Return whether a grey file has a window, or a table for the same, of its own."""
+    if head.PhotometricInterpretation not in _GREY:
+        return False
+    return _by_table(head) or None not in (head.get("WindowCenter"), head.get("WindowWidth"))
+
+
+def _by_table(head: Any) -> bool:
+    tables = head.get("VOILUTSequence")
+    return bool(tables) and None not in (tables[0].get("LUTDescriptor"), tables[0].get("LUTData"))
+
+
+def _window_of(head: Any) -> Callable[[npt.NDArray[Any]], npt.NDArray[np.float64]]:
+    """Return the file's first window as a function: values of the modality ↦ brightness, 0..1."""
+    from pydicom.pixels import apply_voi_lut
+
+    def applied(values: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+        if _by_table(head):
+            entries, _, depth = (int(number) for number in head.VOILUTSequence[0].LUTDescriptor)
+            if depth == 8 and not 0 < entries <= 256:
+                raise OverflowError  # pydicom 3.0 counts such a table's entries in 8 bits
+            looked_up = apply_voi_lut(np.rint(values).astype(np.int64), head)
+            return np.asarray(looked_up, dtype=np.float64) / float(2**depth - 1)
+        with np.errstate(over="ignore"):  # of a sigmoid, far outside
+            low, high = (float(end) for end in apply_voi_lut(np.array([-_FAR, _FAR]), head))
+            shown = np.asarray(apply_voi_lut(values, head), dtype=np.float64)
+        return np.asarray((shown - low) / (high - low), dtype=np.float64)
+
+    def window(values: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+        return _told(lambda: applied(values), "its window cannot be applied")
+
+    return window

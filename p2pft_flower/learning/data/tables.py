@@ -1,0 +1,186 @@
+"""Datasets in tables: a CSV with a row an image, its file and its class, as clinical data comes."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from p2pft_flower.errors import DataError, printable
+from p2pft_flower.learning.data.image_folders import check_same_files
+from p2pft_flower.learning.data.images import picture_suffixes
+from p2pft_flower.learning.data.names import differing_unseen, look_alikes, some_names
+from p2pft_flower.learning.data.splits import Dataset, Split
+from p2pft_flower.learning.data.table_files import Table, read_table
+
+__all__ = ["table"]
+
+log = logging.getLogger(__name__)
+
+
+def table(
+    path: str, data_dir: str = "", *, site: bool = False, missing_ok: bool = False, untested: bool = False
+) -> Dataset:
+    """Return the dataset of a table; :func:`read_table` says what the file is like.
+
+    An ``image`` is a file's path, from ``data_dir``, or absolute; it may lack its suffix if one picture only
+    has that name. Images are in the order of the rows. The columns are those of the training split.
+
+    Parameters
+    ----------
+    path : str
+        The table's file.
+    data_dir : str
+        The folder from which paths lead to images; by default the table's own.
+    site : bool
+        Whether the table is one peer's own: then a row with a label and no image names a class of which the
+        peer holds no image, and there may be no test rows.
+    missing_ok : bool
+        Whether images may be missing; reading them reports them.
+    untested : bool
+        Whether no test rows are needed, as something else takes their place.
+
+    Raises
+    ------
+    DataError
+        When the table cannot be used, an image is missing or stands in two rows, a class has no training
+        image, or a test row has a class that no training row has; the message names file and line.
+    """
+    rows = read_table(path)
+    if not site and not untested and not any(rows.test):
+        what = (
+            f"{rows.split} = test in no row" if rows.split else "no column split, so no row is for the test"
+        )
+        raise DataError(
+            f"{rows.file}: {what}; mark some rows test in a column split, or hold out training images by "
+            "validation = 0.2"
+        )
+    classes = rows.classes
+    for alike in look_alikes(classes):
+        log.warning("%s: the names of the classes %s", rows.file, alike)
+    _check_labels(rows, classes, site=site)
+    places = _files(
+        rows, Path(data_dir).expanduser() if data_dir else rows.file.parent, missing_ok=missing_ok
+    )
+    number = {name: label for label, name in enumerate(classes)}
+
+    def split(*, test: bool) -> Split:
+        held = [row for row in range(len(rows)) if rows.images[row] and rows.test[row] is test]
+        found = Split.of_files(
+            [places[row] for row in held],
+            np.array([number[rows.labels[row]] for row in held], dtype=np.int64),
+        )
+        return replace(found, columns=rows.columns_at(held))
+
+    train, tested = split(test=False), split(test=True)
+    if not len(train):
+        raise DataError(f"{rows.file}: no training image")
+    check_same_files(rows.file, classes, train, tested)
+    return Dataset(f"table:{path}", classes, train, tested)
+
+
+def _check_labels(rows: Table, classes: Sequence[str], *, site: bool) -> None:
+    """Refuse test rows of other classes than ``classes``, and rows without an image.
+
+    Of a site such rows may name classes of which it holds no image.
+
+    Raises
+    ------
+    DataError
+        When there is such a row; the message names file and line.
+    """
+    known = set(classes)
+    held = {
+        label
+        for label, image, test in zip(rows.labels, rows.images, rows.test, strict=True)
+        if image and not test
+    }
+    for row, label in enumerate(rows.labels):
+        if label not in known:
+            raise DataError(
+                f"{rows.at(row)}: a test row of class {printable(label)!r}, which no training row "
+                f"has{differing_unseen(label, classes)}; the classes of these: {some_names(classes)}"
+            )
+        if not rows.images[row] and (not site or label in held or rows.test[row]):
+            raise DataError(
+                f"{rows.at(row)}: no image; only in a table of one peer (a path with {{peer}}) a training "
+                "row without an image may name a class that the peer does not hold"
+            )
+    absent = [name for name in classes if name not in held]
+    if absent and site:
+        log.warning("%s: no image of the classes %s: this peer holds none", rows.file, some_names(absent))
+
+
+def _files(rows: Table, root: Path, *, missing_ok: bool) -> list[Path]:
+    """Return each row's image file, its folder's own path if the row has no image.
+
+    Raises
+    ------
+    DataError
+        When a file is missing and may not be, a name without its suffix fits several, or two rows have one
+        image; the message names the line.
+    """
+    folders: dict[Path, _Folder] = {}
+    found: list[Path] = []
+    lost: list[int] = []
+    first: dict[Path, int] = {}
+    for row, name in enumerate(rows.images):
+        file = root / name
+        if not name:
+            found.append(file)
+            continue
+        if (folder := folders.get(file.parent)) is None:
+            folder = folders[file.parent] = _Folder(file.parent)
+        there = folder.named(file.name)
+        if len(there) > 1:
+            raise DataError(
+                f"{rows.at(row)}: image {printable(name)!r} may be any of {some_names(there)} in "
+                f"{file.parent}: give its suffix"
+            )
+        if there:
+            file = file.with_name(there[0])
+        else:
+            lost.append(row)
+        if (before := first.setdefault(file, row)) != row:
+            raise DataError(
+                f"{rows.at(row)}: {file} stands in line {rows.lines[before]} already, as "
+                f"{printable(rows.labels[before])!r}; an image has one row: remove the other"
+            )
+        found.append(file)
+    if lost and not missing_ok:
+        raise DataError(_missing(rows, root, found[lost[0]], lost))
+    return found
+
+
+def _missing(rows: Table, root: Path, file: Path, lost: Sequence[int]) -> str:
+    """Return the error for rows whose images are missing, of which the first's is ``file``."""
+    more = f", as for {len(lost)} of {len(rows)} rows" if len(lost) > 1 else ""
+    slashes = " (paths have / here, not \\)" if "\\" in rows.images[lost[0]] else ""
+    return (
+        f"{rows.at(lost[0])}: there is no file {file}{slashes}{more}; paths lead from {root}: set data-dir "
+        "to the images' folder, remove the rows, or set bad-images = skip"
+    )
+
+
+class _Folder:
+    """The names of the files in one folder, listed once."""
+
+    def __init__(self, folder: Path) -> None:
+        try:
+            with os.scandir(folder) as entries:
+                self._names = {entry.name for entry in entries if entry.is_file()}
+        except OSError:  # the images of a folder that cannot be read are missing
+            self._names = set()
+        self._bare: dict[str, list[str]] = {}
+        for name in sorted(self._names):
+            bare, suffix = os.path.splitext(name)  # noqa: PTH122 - of many names
+            if suffix.lower() in picture_suffixes():
+                self._bare.setdefault(bare, []).append(name)
+
+    def named(self, name: str) -> list[str]:
+        """Return the files that ``name`` can mean: the file itself, else pictures that add a suffix to it."""
+        return [name] if name in self._names else self._bare.get(name, [])

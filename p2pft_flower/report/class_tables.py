@@ -1,0 +1,98 @@
+"""Tables for people of a tail's scores by class, from what ``p2pft evaluate --json`` prints."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+from rich.text import Text
+
+from p2pft_flower.errors import printable
+from p2pft_flower.report.tables import number
+
+__all__ = ["MATRIX", "class_table", "confusion_table", "overall_line"]
+
+MATRIX = 12
+"""The most classes of which a confusion matrix is shown; JSON has it of any number."""
+
+
+def overall_line(score: Mapping[str, Any], what: str) -> str:
+    """Return a line on the scores of a tail over all classes, without those that a table has.
+
+    With confidence intervals it has all.
+
+    Parameters
+    ----------
+    score : mapping
+        An entry of what ``p2pft evaluate --json`` prints.
+    what : str
+        The word for the samples.
+    """
+    scores, peer = score["class_scores"], score["peer"]
+    if scores is None:
+        return f"peer {peer}: no test {what}, so no scores by class"
+    ends = score["intervals"] or {}
+    values = {
+        **({"accuracy": score["accuracy"], "balanced accuracy": scores["balanced_accuracy"]} if ends else {}),
+        "macro F1": scores["macro_f1"],
+    }
+    parts = [
+        f"{name} {number(value, '.4f')}{_interval(ends.get(name.lower().replace(' ', '_')))}"
+        for name, value in values.items()
+    ]
+    error = number(scores["calibration_error"], ".4f")
+    parts.append(f"expected calibration error {error} ({scores['bins']} bins)")
+    if ends:
+        parts[-1] += f"; {100 * ends['level']:g} % intervals of {ends['resamples']} drawings"
+    return f"peer {peer}: {', '.join(parts)}"
+
+
+def class_table(score: Mapping[str, Any], what: str) -> Table:
+    """Return the table with a row for each class; parameters as of :func:`overall_line`.
+
+    AP is the average precision, *taken* the number of images that were taken for the class.
+    """
+    classes, ends = score["class_scores"]["classes"], score["intervals"] or {}
+    table = Table(title=f"peer {score['peer']}, each class", box=SIMPLE_HEAD, padding=(0, 0, 0, 1))
+    table.add_column("class", overflow="fold")
+    for name in (what, "recall", "specificity", "precision", "AUROC", "AP", "taken"):
+        table.add_column(name, justify="right", min_width=len(name))
+    for k, name in enumerate(classes["names"]):
+        table.add_row(
+            Text(printable(name), overflow="fold"),
+            str(classes["support"][k]),
+            _with_interval(classes["recall"], ends.get("recall"), k),
+            number(classes["specificity"][k], ".4f"),
+            number(classes["precision"][k], ".4f"),
+            _with_interval(classes["auroc"], ends.get("auroc"), k),
+            number(classes["average_precision"][k], ".4f"),
+            str(classes["answers"][k]),
+        )
+    return table
+
+
+def confusion_table(score: Mapping[str, Any]) -> Table | str:
+    """Return the confusion matrix of a tail, or a line in its place if it is too large to be read."""
+    names, counts = score["class_scores"]["classes"]["names"], score["class_scores"]["confusion"]
+    if len(names) > MATRIX:
+        return f"the confusion matrix of {len(names)} classes: see --json"
+    table = Table(title=f"peer {score['peer']}, confusion (row: true class, column: answer)")
+    for name in ("", *names):
+        table.add_column(Text(printable(name)), justify="right", overflow="fold")
+    for name, row in zip(names, counts, strict=True):
+        table.add_row(Text(printable(name)), *map(str, row))
+    return table
+
+
+def _with_interval(
+    values: Sequence[float | None], ends: Sequence[Sequence[float] | None] | None, k: int
+) -> str:
+    told = number(values[k], ".4f")
+    found = None if ends is None else ends[k]
+    return told if found is None else f"{told}\n{found[0]:.3f} to {found[1]:.3f}"
+
+
+def _interval(ends: Sequence[float] | None) -> str:
+    return "" if ends is None else f" ({ends[0]:.3f} to {ends[1]:.3f})"

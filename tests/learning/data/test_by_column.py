@@ -1,0 +1,139 @@
+"""``partition = by:COLUMN``: each value of a source's column is one peer's."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from p2pft_flower.config import LearningConfig
+from p2pft_flower.errors import ConfigError, DataError
+from p2pft_flower.learning.data.by_column import check_by, deal_by, require_named_order, resolve_by
+from p2pft_flower.learning.data.holdings import Holdings
+from p2pft_flower.learning.data.partitions import check_partition, resolve_partition
+from p2pft_flower.report.results import read_results
+from tests.cli.test_commands import invoke
+from tests.flower.engine import run_app
+
+from .test_tables import ROWS, paint, write
+
+
+def columns(**values):
+    return {name: np.array(column, dtype=object) for name, column in values.items()}
+
+
+def test_values_belong_to_the_peers_in_natural_order():
+    found = resolve_by("by:center", 4, columns(center=["10", "2", "1", "2", "0"]))
+    assert found == "by:center=0,1,2,10"
+    dealt = deal_by(found, columns(center=["10", "2", "1", "2", "0"]))
+    assert [positions.tolist() for positions in dealt] == [[4], [2], [1, 3], [0]]
+    assert resolve_by("by:Center", 2, columns(center=["b", "a"])) == "by:center=a,b"
+
+
+def test_values_can_be_given_in_the_peers_order_in_quotes_if_they_have_commas():
+    there = columns(site=["Ward 3, north", 'the "old" one', "x"])
+    spec = 'by:site=x,"Ward 3, north","the ""old"" one"'
+    check_by(spec, 3)
+    assert resolve_by(spec, 3, there) == spec
+    assert resolve_by(spec, 3, there) == resolve_by(resolve_by(spec, 3, there), 3, there)
+    assert [p.tolist() for p in deal_by(spec, there)] == [[2], [0], [1]]
+
+
+def test_auto_deals_by_the_column_peer_or_site_if_there_is_one():
+    both = columns(site=["a", "b"], peer=["1", "0"])
+    assert resolve_partition("auto", "table:x", 2, "ab", both) == "by:peer=0,1"
+    assert resolve_partition("auto", "table:x", 2, "ab", columns(site=["a", "b"])) == "by:site=a,b"
+    assert resolve_partition("auto", "table:x", 2, "ab", columns(center=["a", "b"])).startswith("classes:")
+    assert resolve_partition("auto", "table:/{peer}", 2, "ab", both) == "own"
+
+
+FAULTS = {
+    "by:center": (
+        DataError,
+        r"the column has 3 values for 2 peers: a \(2 images\), b \(1 images\), c \(1 images\)",
+    ),
+    "by:centre": (ConfigError, "no column 'centre'; it has center, holes, peer; did you mean 'center'"),
+    "by:holes": (DataError, r"no value for some training images: \(empty\) \(1 images\), x \(3 images\)"),
+    "by:peer": (
+        DataError,
+        r"the peers are 0 to 1, but the column has 1 \(2 images\), 2 \(2 images\); number them",
+    ),
+    "by:peer=1,3": (DataError, r"the column has other values: 1 \(2 images\), 2 \(2 images\)"),
+}
+
+
+@pytest.mark.parametrize("spec", FAULTS)
+def test_a_column_that_does_not_fit_the_peers_is_refused_with_its_values_and_counts(spec):
+    error, message = FAULTS[spec]
+    there = columns(center=list("abac"), holes=["x", "", "x", "x"], peer=["1", "2", "1", "2"])
+    with pytest.raises(error, match=message):
+        resolve_by(spec, 2, there)
+    assert resolve_by("by:peer=2,1", 2, there) == "by:peer=2,1"
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("by:", "name a column, as by:center"),
+        ("by:=a,b", "name a column, as by:center"),
+        ("by:center=a,b,c", "3 values for 2 peers"),
+        ("by:center=a,a", "'a' is given twice"),
+    ],
+)
+def test_what_is_wrong_whatever_the_data_is_refused_before_it_is_read(spec, message):
+    with pytest.raises(ConfigError, match=message):
+        check_partition(spec, 2)
+
+
+def test_a_dataset_without_columns_has_no_partition_by_one():
+    with pytest.raises(ConfigError, match="no column 'center'; it has none: a table has"):
+        _ = Holdings(LearningConfig(partition="by:center"), n=4).shares
+
+
+def test_values_that_are_the_peers_names_in_another_order_are_refused_with_the_right_partition():
+    found = "by:site=east,north,south"
+    with pytest.raises(ConfigError, match=r"peer 0 north, .* give partition = by:site=north,south,east"):
+        require_named_order("by:site", found, ["north", "south", "east"])
+    given = "by:site=north,south,east"
+    require_named_order(given, given, ["east", "south", "north"])  # the user's own word
+    require_named_order("auto", found, ["0", "1", "2"])
+    require_named_order("auto", found, ["east", "north", "south"])
+    require_named_order("classes:0,1", "classes:0,1", ["0,1"])
+
+
+@pytest.fixture
+def labels(tmp_path):
+    """A table of two classes; of each one image is of the site east, one of north and two of south."""
+    rows = [row.replace("north", "east") if "-2.png" in row else row for row in ROWS]
+    paint(tmp_path, [row.split(",")[0] for row in rows])
+    return write(tmp_path, rows, "image,label,split,site")
+
+
+def test_shots_and_unreadable_images_are_drawn_before_the_column_deals_out(labels):
+    settings = {"dataset": f"table:{labels}", "partition": "by:site"}
+    assert [len(share) for share in Holdings(LearningConfig(**settings), n=3).shares] == [2, 2, 4]
+    (labels.parent / "images" / "cat-1.png").write_bytes(b"broken")
+    skipped = Holdings(LearningConfig(**settings, bad_images="skip"), n=3)
+    assert [len(share) for share in skipped.shares] == [2, 2, 3]
+    with pytest.raises(DataError, match=r"partition = 'by:site=east,north,south' leaves peer . without"):
+        _ = Holdings(LearningConfig(**settings, shots=1), n=3).shares
+
+
+def test_runs_tell_whose_value_is_whose_and_hold_to_the_graphs_names(labels, tmp_path, capsys):
+    graph = tmp_path / "wards.yaml"
+    names = "{name: south}, {name: east}, {name: north}"
+    edges = "[[south, east], [east, north], [north, south]]"
+    graph.write_text(f"peers: [{names}]\nedges: {edges}\n")
+    settings = {"dataset": f"table:{labels}", "topology": str(graph), "iterations": 1, "batch_size": 2}
+    with pytest.raises(ConfigError, match=r"give partition = by:site=south,east,north"):
+        run_app(tmp_path / "r", **settings)
+    run_app(tmp_path / "r", **settings, partition="by:site=south,east,north")
+    results = read_results(tmp_path / "r")
+    assert results["partition"] == "by:site=south,east,north"
+    assert [peer["images"] for peer in results["peers"]] == [4, 2, 2]
+    assert "partition by:site=south,east,north" in capsys.readouterr().out
+    shown = invoke("data", "show", f"dataset=table:{labels}", f"topology={graph}")
+    assert shown.exit_code == 2
+    assert "give partition = by:site=south,east,north" in shown.stderr
+    wrong = invoke("run", f"dataset=table:{labels}", "partition=by:", f"topology={graph}")
+    assert wrong.exit_code == 2
+    assert "name a column" in wrong.stderr
