@@ -146,9 +146,9 @@ def require_room(results: Mapping[str, Any], values: Mapping[str, Any], folder: 
     free = shutil.disk_usage(folder).free
     if free < need:
         raise ConfigError(
-            f"the whole run would fail: its checkpoints need {human_bytes(need)}, and {human_bytes(free)} are "
-            f"free in {folder.parent}: make room, or set output-dir, checkpoints-kept = 1 or checkpoint-every "
-            "= -1"
+            f"the whole run would fail: its checkpoints need {human_bytes(need)}, and {human_bytes(free)} "
+            f"are free in {folder.parent}: make room, or set output-dir, checkpoints-kept = 1 or "
+            "checkpoint-every = -1"
         )
 
 

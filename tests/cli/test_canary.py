@@ -101,5 +101,9 @@ def test_a_disk_without_room_for_the_whole_runs_checkpoints_is_refused(tmp_path,
     values = {"algorithm": "p2pft", "topology": "directed-ring:4", "checkpoints-kept": 2}
     for free in (12_000, 11_999):
         monkeypatch.setattr("shutil.disk_usage", lambda _, free=free: usage(0, 0, free))
-        with contextlib.nullcontext() if free == 12_000 else pytest.raises(ConfigError, match="need 12.0 kB"):
+        with (
+            contextlib.nullcontext()
+            if free == 12_000
+            else pytest.raises(ConfigError, match="checkpoints need 12")
+        ):
             require_room(made, values, tmp_path)
