@@ -21,7 +21,7 @@ from p2pft_flower.learning.data.class_groups import class_owners
 from p2pft_flower.learning.data.data_digest import images_digest, listed_images
 from p2pft_flower.learning.data.dataset_names import refuse_data_dir
 from p2pft_flower.learning.data.datasets import load_dataset
-from p2pft_flower.learning.data.held_out import held_out
+from p2pft_flower.learning.data.held_out import held_out, held_out_of
 from p2pft_flower.learning.data.names import some_names
 from p2pft_flower.learning.data.partitions import Partition, draw_shots, partition_images, resolve_partition
 from p2pft_flower.learning.data.peer_data import PeerData
@@ -111,15 +111,16 @@ class Holdings:
         if config.sited:
             found = self._sites.dataset
         else:
+            scored_on_held_out = config.validation > 0 and not config.keeps_best
             found = load_dataset(
                 config.dataset,
                 config.data_dir,
                 download=config.download,
                 verify=config.verify,
                 missing_ok=config.bad_images == "skip",
-                untested=config.validation > 0,
+                untested=scored_on_held_out,
             ).within(self._most)
-            if config.validation:
+            if scored_on_held_out:
                 found = held_out(found, config.validation, config.seed)
         if self._classes is not None and tuple(self._classes) != found.classes:
             raise DataError(
@@ -272,6 +273,40 @@ class Holdings:
     def shares(self) -> Partition:
         """Positions in the training split, one array for each of the n peers, pooled or not.
 
+        Without the images that the peers hold out to choose their best θ by (:attr:`validations`).
+        """
+        if not self.config.keeps_best:
+            return self._dealt
+        return [np.setdiff1d(d, v) for d, v in zip(self._dealt, self.validations, strict=True)]
+
+    @cached_property
+    def validations(self) -> Partition:
+        """Positions in the training split of the images by which the peers choose their best θ, by peer.
+
+        Raises
+        ------
+        DataError
+            When no peer, of all n, has any.
+        """
+        labels, classes = self.dataset.train.labels, len(self.dataset.classes)
+        share, seed = self.config.validation, self.config.seed
+        found = [
+            own[held_out_of(labels[own], classes, share, seed, peer)] for peer, own in enumerate(self._dealt)
+        ]
+        without = [peer for peer in self.here if not len(found[peer])]
+        if len(without) == self.n:
+            raise DataError(
+                f"keep = {self.config.keep!r}: no peer has two training images of a class, one to train on "
+                "and one to hold out; keep = last needs none"
+            )
+        for peer in without:
+            log.warning("peer %d has no two images of a class to hold one out: it does not choose", peer)
+        return found
+
+    @cached_property
+    def _dealt(self) -> Partition:
+        """Positions in the training split, one array for each of the n peers, with those that are held out.
+
         With ``bad-images = skip``, unreadable images are left out before shots are drawn and images dealt.
         """
         labels, classes, seed = self.dataset.train.labels, self.dataset.classes, self.config.seed
@@ -398,7 +433,11 @@ class Holdings:
             When an image cannot be read; the message names it.
         """
         if not self.config.stream:  # a stream checks its images itself
-            mine = np.unique(np.concatenate([self.partition[p] for p in peers]))
+            mine = np.concatenate([self.partition[p] for p in peers])
+            if self.config.keeps_best:
+                owners = range(self.n) if self.pooled else peers
+                mine = np.concatenate([mine, *(self.validations[p] for p in owners)])
+            mine = np.unique(mine)
             require_readable(self.pictures.train, mine, "training")
         require_readable(self.pictures.test, self.test_positions, "test")
 
