@@ -49,7 +49,6 @@ class TableError(P2PFTError):
 
 
 class _Candidate(NamedTuple):
-    iteration: int
     score: float | None
     theta: npt.NDArray[Any]
 
@@ -68,7 +67,9 @@ class BestTheta:
     def __init__(self, by: str, n: int) -> None:
         self.by, self._n = by, n
         self._best: dict[int, Best] = {}
-        self._candidates: dict[int, _Candidate] = {}
+        self._candidates: dict[int, dict[int, _Candidate]] = {}
+        """By peer and evaluation. A peer that is behind when a view begins may have two: others have decided
+        on one, and all are scored again."""
         self._let_in = False
 
     @property
@@ -87,15 +88,15 @@ class BestTheta:
 
     def note(self, peer: int, iteration: int, score: float | None, theta: npt.NDArray[Any]) -> None:
         """Note the score of ``theta``, (q,), after ``iteration`` iterations; None: the peer has no score."""
-        self._candidates[peer] = _Candidate(iteration, score, theta)
+        self._candidates.setdefault(peer, {})[iteration] = _Candidate(score, theta)
 
     def tables(self, peers: Iterable[int]) -> dict[int, Table]:
         """Return, for each of ``peers``, a table with no more than its own row."""
         tables = {}
         for peer in peers:
             best = Best() if self._let_in else self._best.get(peer, Best())
-            new = self._candidates.get(peer)
-            scored, value = (-1, 0.0) if new is None or new.score is None else (new.iteration, new.score)
+            scores = {k: new.score for k, new in self._candidates.get(peer, {}).items()}
+            scored, value = max(((k, s) for k, s in scores.items() if s is not None), default=(-1, 0.0))
             table = tables[peer] = np.zeros((self._n, COLUMNS))
             table[peer] = 1.0, best.decided, best.iteration, best.score, scored, value
         return tables
@@ -123,9 +124,9 @@ class BestTheta:
         return score < than if self.by == "loss" else score > than
 
     def _theta_of(self, peer: int, iteration: int) -> npt.NDArray[Any] | None:
-        best, new = self._best.get(peer, Best()), self._candidates.get(peer)
-        if new is not None and new.iteration == iteration:
-            return new.theta
+        best, new = self._best.get(peer, Best()), self._candidates.get(peer, {})
+        if iteration in new:
+            return new[iteration].theta
         return best.theta if best.iteration == iteration else None
 
     def kept(self, peer: int) -> Kept | None:

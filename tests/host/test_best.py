@@ -12,6 +12,8 @@ from safetensors import safe_open
 from p2pft_flower.errors import ConfigError
 from p2pft_flower.host.best import COLUMNS, BestTheta, TableError, merged
 from p2pft_flower.host.host import Host, PeerFailedError
+from p2pft_flower.host.training import Training
+from p2pft_flower.keeping.kept import Best
 from p2pft_flower.topology import Graph
 from p2pft_flower.topology.schedule import scheduled
 
@@ -189,12 +191,19 @@ def lose_and_let_in(net, lost, back):
     return [run.result(60)[0] for run in runs]
 
 
-def test_who_was_away_keeps_the_others_iteration_and_says_that_it_has_no_theta_of_it(federation, tmp_path):
-    outcomes = lose_and_let_in(federation(tcp(), **{**BY_LOSS, "peer-timeout": 8.0}), lost=15, back=45)
+def test_who_was_away_keeps_the_others_iteration_and_says_that_it_has_no_theta_of_it(
+    federation, tmp_path, monkeypatch
+):
+    """Even if it had decided on an evaluation that the others had not: these went on without it."""
+    decided = Best(decided=44, iteration=10, score=0.0, theta=np.zeros(300, np.float32))
+    monkeypatch.setattr(Training, "_restore_best", lambda self, peer, _: self._best.restore(peer, decided))
+    net = federation(tcp(), **{**BY_LOSS, "peer-timeout": 8.0})
+    net.plans = [replace(plan, checkpoint_every=5, checkpoint_files=20) for plan in net.plans]
+    outcomes = lose_and_let_in(net, lost=15, back=45)
     assert [o.kept.own for o in outcomes] == [True, True, False, True]
     ((iteration, score),) = {(o.kept.iteration, o.kept.score) for o in outcomes}
     assert iteration == 20
-    assert score < 1
+    assert 0 < score < 1
     assert tail(tmp_path, 2)[1] == "60"  # its last θ
     assert {tail(tmp_path, p)[1] for p in (0, 1, 3)} == {"20"}
 
@@ -224,7 +233,7 @@ class Rounds:
     def __init__(self, rng, n=4, evaluations=6):
         self.rng, self.n, self.evaluations, self.changes = rng, n, evaluations, 0
         self.best = {p: BestTheta("loss", n) for p in range(n)}
-        self.view = []
+        self.view, self.always = [], set(range(n))
         self.at = {}
         self.sent = {}
         self.enter(range(n), 0)
@@ -279,6 +288,7 @@ class Rounds:
         kept = {p: self.best[p].so_far[p] for p in self.view}
         for p, best in kept.items():
             assert best.decided == self.evaluations
+            assert p not in self.always or best.theta is not None
             assert best.theta is None or best.theta.tolist() == [p, best.iteration]
         return {best[:3] for best in kept.values()}, self.changes
 
@@ -286,6 +296,7 @@ class Rounds:
         self.changes += 1
         away = [p for p in range(self.n) if p not in self.view]
         lost = None if away else int(self.rng.choice(self.view))
+        self.always.discard(lost)
         stay = [p for p in self.view if p != lost]
         newest = max(self.at[p][0] for p in stay)
         self.enter([*stay, *away], newest)
