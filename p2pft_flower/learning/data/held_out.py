@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
 
 from p2pft_flower.errors import DataError
+from p2pft_flower.learning.data.partitions import Partition
 from p2pft_flower.learning.data.splits import Dataset
 
-__all__ = ["held_out", "held_out_of"]
+__all__ = ["held_out", "held_out_by_each"]
+
+log = logging.getLogger(__name__)
 
 
 def held_out(data: Dataset, share: float, seed: int) -> Dataset:
@@ -42,24 +47,43 @@ def held_out(data: Dataset, share: float, seed: int) -> Dataset:
     return replace(data, train=data.train.at(left), test=data.train.at(scored))
 
 
-def held_out_of(
-    labels: npt.NDArray[np.int64], classes: int, share: float, seed: int, peer: int
-) -> npt.NDArray[np.int64]:
-    """Return the positions of a peer's own training images that it holds out, ascending.
+def held_out_by_each(
+    dealt: Partition, data: Dataset, share: float, seed: int, here: Sequence[int]
+) -> Partition:
+    """Return the positions of the training images that each peer holds out of its own, by peer.
 
     Parameters
     ----------
-    labels : (N,) int64 array
-        The class of each of the peer's images.
-    classes : int
-        Number of classes.
+    dealt : list of (N_i,) int64 arrays
+        Positions of each peer's training images.
+    data : Dataset
+        The images.
     share : float
-        As for :func:`held_out`; empty if no class has two images.
-    seed, peer : int
-        Numbers that decide the draw.
+        As for :func:`held_out`, of each class of each peer's images.
+    seed : int
+        Number that decides the draws, together with the peer's.
+    here : sequence of int
+        The peers whose images are on this machine; a warning names those that can hold none out.
+
+    Raises
+    ------
+    DataError
+        When no peer can hold an image out, and all are here.
     """
-    # 1: another draw than that of images to be scored on instead of the test images.
-    return _drawn(labels, classes, share, np.random.default_rng([seed, peer, 1]))
+    labels, found = data.train.labels, []
+    for peer, own in enumerate(dealt):
+        # 1: another draw than that of images to be scored on instead of the test images.
+        rng = np.random.default_rng([seed, peer, 1])
+        found.append(own[_drawn(labels[own], len(data.classes), share, rng)])
+    without = [peer for peer in here if not len(found[peer])]
+    if len(without) == len(dealt):
+        raise DataError(
+            f"validation = {share:g}: no peer has two training images of a class, one to train on and one to "
+            "hold out to choose the best θ by; keep = last needs none"
+        )
+    for peer in without:
+        log.warning("peer %d has no two images of a class to hold one out: it does not choose", peer)
+    return found
 
 
 def _drawn(

@@ -21,7 +21,7 @@ from p2pft_flower.learning.data.class_groups import class_owners
 from p2pft_flower.learning.data.data_digest import images_digest, listed_images
 from p2pft_flower.learning.data.dataset_names import refuse_data_dir
 from p2pft_flower.learning.data.datasets import load_dataset
-from p2pft_flower.learning.data.held_out import held_out, held_out_of
+from p2pft_flower.learning.data.held_out import held_out, held_out_by_each
 from p2pft_flower.learning.data.names import some_names
 from p2pft_flower.learning.data.partitions import Partition, draw_shots, partition_images, resolve_partition
 from p2pft_flower.learning.data.peer_data import PeerData
@@ -288,20 +288,8 @@ class Holdings:
         DataError
             When no peer, of all n, has any.
         """
-        labels, classes = self.dataset.train.labels, len(self.dataset.classes)
-        share, seed = self.config.validation, self.config.seed
-        found = [
-            own[held_out_of(labels[own], classes, share, seed, peer)] for peer, own in enumerate(self._dealt)
-        ]
-        without = [peer for peer in self.here if not len(found[peer])]
-        if len(without) == self.n:
-            raise DataError(
-                f"keep = {self.config.keep!r}: no peer has two training images of a class, one to train on "
-                "and one to hold out; keep = last needs none"
-            )
-        for peer in without:
-            log.warning("peer %d has no two images of a class to hold one out: it does not choose", peer)
-        return found
+        config, data = self.config, self.dataset
+        return held_out_by_each(self._dealt, data, config.validation, config.seed, self.here)
 
     @cached_property
     def _dealt(self) -> Partition:

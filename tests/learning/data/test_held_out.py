@@ -133,7 +133,7 @@ def test_a_site_draws_its_own_alone_as_all_draw_in_one_process(tmp_path):
 
 
 def test_peers_without_two_images_of_a_class_do_not_choose_and_not_all_may_be_such(caplog):
-    with pytest.raises(DataError, match=r"keep = 'best:loss': no peer has two training images of a class"):
+    with pytest.raises(DataError, match=r"validation = 0.25: no peer has two training images of a class"):
         Holdings(LearningConfig(shots=1, **BEST), 4).validations  # noqa: B018
     config = LearningConfig(shots=2, partition="classes:0,1-9", **BEST)
     assert [len(v) for v in Holdings(config, 2).validations] == [1, 9]
