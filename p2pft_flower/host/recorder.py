@@ -202,10 +202,8 @@ class Recorder:
     def evaluate(self, peer: int, objective: Objective, theta: Vector, done: int, bytes_sent: int) -> Score:
         """Score ``theta``, (q,), after ``done`` iterations; write, report and return the scores."""
         with self.timed(peer, "evaluation"):
-            if done == self._plan.iterations and isinstance(objective, EvaluatesInFull):
-                score = self._in_full(peer, objective, theta)
-            else:
-                score = objective.evaluate(theta)
+            last = done == self._plan.iterations
+            score = self._last_score(peer, objective, theta) if last else objective.evaluate(theta)
             self._scores[peer] = score
         told = _scores(score) | {
             "peer": peer,
@@ -223,8 +221,10 @@ class Recorder:
         self._on_evaluation(line, sketched)
         return score
 
-    def _in_full(self, peer: int, objective: EvaluatesInFull, theta: Vector) -> Score:
+    def _last_score(self, peer: int, objective: Objective, theta: Vector) -> Score:
         """Score the peer's last θ; keep the scores by class, and write the predictions if they are wanted."""
+        if not isinstance(objective, EvaluatesInFull):
+            return objective.evaluate(theta)
         full = objective.evaluate_in_full(theta)
         self._class_scores[peer] = full.class_scores
         if self._plan.config.runtime.predictions:
@@ -297,7 +297,7 @@ class Recorder:
         if kept is not None and kept.own and kept.iteration < of:
             of = kept.iteration
             with self.timed(peer, "evaluation"):
-                self._scores[peer] = objective.evaluate(theta)
+                self._scores[peer] = self._last_score(peer, objective, theta)
         epsilon, delta = objective.privacy_spent() or (None, None)
         outcome = Outcome(
             **_scores(self._scores[peer]),

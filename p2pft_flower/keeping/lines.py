@@ -14,8 +14,8 @@ import msgspec
 
 from p2pft_flower.errors import DataError
 from p2pft_flower.facts import PeerFacts, RunFacts
-from p2pft_flower.scores import ClassScores
 from p2pft_flower.keeping.kept import Kept
+from p2pft_flower.scores import ClassScores
 from p2pft_flower.typed import Count, PeerCount, PeerNumber, Positive, Settings, decoded, encoded
 
 __all__ = [

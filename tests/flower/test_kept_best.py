@@ -59,6 +59,10 @@ def test_results_and_tails_are_those_of_the_kept_iteration(algorithm, nodes, tmp
         tail = load_tail(tmp_path / peer["tail"])
         assert tail.metadata["iterations"] == str(kept["iteration"])
         assert tail.workload.score(tail.theta).loss == peer["loss"]
+        answers = tail.workload.answers(tail.theta, probabilities=True)
+        by_class = answers.by_class(tail.workload.holdings.classes)
+        assert peer["class_scores"]["balanced_accuracy"] == by_class.balanced_accuracy
+        assert peer["class_scores"]["calibration_error"] == by_class.calibration_error
 
 
 def test_peers_that_exchange_nothing_keep_their_own_and_the_run_has_no_common_one(tmp_path):

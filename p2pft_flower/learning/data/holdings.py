@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import xxhash
-from PIL import Image
 
 from p2pft_flower.config import LearningConfig
 from p2pft_flower.errors import ConfigError, DataError
@@ -207,35 +206,6 @@ class Holdings:
             return _with_pixels(self.dataset, surveys[None].pixels)
         folders = {p: _with_pixels(f, surveys[p].pixels) for p, f in self._sites.folders.items()}
         return replace(self._sites, folders=folders).dataset
-
-    @staticmethod
-    def picture_of(
-        file: Path, window: Range | None, most: int | None = None, dicom: Range | None = None
-    ) -> Image.Image:
-        """Return an image file from outside the dataset as a picture.
-
-        Parameters
-        ----------
-        file : Path
-            The file.
-        window : (float, float) or None
-            The values that stand for black and for white in deep samples; None: those that the file declares.
-        most : int, optional
-            The most pixels of the image.
-        dicom : (float, float), optional
-            The same as ``window`` for deep grey DICOM samples, instead of it and of the file's own window.
-
-        Raises
-        ------
-        ConfigError
-            When the image's black and white samples are unknown.
-        DataError
-            When the file cannot be read; the message names it.
-        """
-        if file.exists() and not file.is_file():  # reading a pipe would block
-            raise DataError(f"{file}: not a readable image (no regular file)")
-        alone = Split.of_files([file], np.zeros(1, dtype=np.int64), most)
-        return replace(alone, pixels=survey([alone], window, f"{file}'s", dicom).pixels).picture(0)
 
     def statistics(self, peer: int) -> Statistics | None:
         """Return statistics of some of the peer's training pictures; None if none can be read."""
