@@ -246,8 +246,8 @@ def test_what_ends_the_patience_is_raised_with_the_place_that_waited(mailbox):
     def patience(sender):
         return PeerLostError("it is gone", lost=sender, how=Loss.CRASHED, deadline=7.0)
 
-    says = "peer 0, edge 1 -> 0, iteration 0, phase 1, deadline 7 s: it is gone"
-    with pytest.raises(PeerLostError, match=says) as caught:
+    says = "peer 0, edge 1 -> 0, iteration 0, phase 1, deadline 7 s: peer 1 is lost (crashed): it is gone"
+    with pytest.raises(PeerLostError, match=re.escape(says)) as caught:
         mailbox.take(0, 1, 0, 1, PATIENCE, patience)
     assert (caught.value.lost, caught.value.how) == (1, Loss.CRASHED)
 
