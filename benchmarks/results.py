@@ -246,7 +246,11 @@ def run(
     workers: Annotated[int, typer.Option(help="Runs at a time, each with one thread.", min=1)] = 2,
 ) -> None:
     """Run what is not there yet."""
-    wanted = [j for j in jobs(data.absolute()) if not only or j.section in only]
+    execute_all([j for j in jobs(data.absolute()) if not only or j.section in only], out, workers)
+
+
+def execute_all(wanted: list[Job], out: Path, workers: int) -> None:
+    """Run those of the jobs that are not there yet, and exit: with 1 if one failed."""
     left = [j for j in wanted if not _done(out / j.folder, j.settings)]
     typer.echo(f"{len(wanted)} runs, {len(wanted) - len(left)} there already")
     failed, begin = 0, time.monotonic()

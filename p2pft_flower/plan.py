@@ -15,7 +15,17 @@ from p2pft_flower.errors import DataError, called
 from p2pft_flower.facts import PeerFacts, RunFacts
 from p2pft_flower.topology.graph import GraphParts
 from p2pft_flower.topology.views import View
-from p2pft_flower.typed import Count, Number, PeerCount, PeerNumber, Positive, Share, decoded, encoded
+from p2pft_flower.typed import (
+    MAX_PEERS,
+    Count,
+    Number,
+    PeerCount,
+    PeerNumber,
+    Positive,
+    Share,
+    decoded,
+    encoded,
+)
 
 __all__ = ["SCHEMA", "Neighbourhood", "Plan", "ResumePoint", "config_digest", "greetings", "terms_digest"]
 
@@ -168,6 +178,9 @@ class Plan:
         The point from which the run goes on; None if it begins anew.
     codec_step : float
         γ of the exchanges in the view that the run begins with; 0 if there is no codec.
+    rounds : int
+        Number of exchanges after an evaluation with which all peers of that view learn all peers' validation
+        scores (``keep = best:…``): the diameter of the view's graph; 0 if nothing is to be agreed on.
     """
 
     run: str
@@ -195,6 +208,7 @@ class Plan:
     checkpoint_files: Positive = 2
     resume: ResumePoint | None = None
     codec_step: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.0
+    rounds: Annotated[int, msgspec.Meta(ge=0, lt=MAX_PEERS)] = 0
 
     @property
     def begins(self) -> dict[int, int]:

@@ -133,6 +133,7 @@ OTHER = {
     "download": True,
     "verify": False,
     "validation": 0.2,
+    "keep": "best:loss",
     "shots": 5,
     "loss": "bce",
     "partition": "iid",
@@ -258,6 +259,7 @@ WRONG = [
     ("local-epochs", 0, "must be a whole number from 1 to 1000000"),
     ("batch-size", 0, "must be a whole number from 1 to 1000000"),
     ("validation", 1.0, r"must be a share in \[0, 1\)"),
+    ("keep", "best", "must be one of last, best:balanced-accuracy, best:loss"),
     ("shots", -1, "must be a whole number from 0 to 1000000000"),
     ("loss", "focal", "must be one of auto, ce, bce"),
     ("bad-images", "ignore", "must be one of refuse, skip"),
@@ -343,7 +345,15 @@ TOGETHER = [
     ),
     (
         {"validation": 0.2, "dataset": "folder:/s-{peer}"},
-        r"validation = 0.2 with stream = false, dataset = 'folder:/s-{peer}': the images to be held out",
+        r"validation = 0.2 with keep = 'last', stream = false, dataset = 'folder:/s-{peer}': the images",
+    ),
+    (
+        {"validation": 0.2, "keep": "best:loss", "dataset": "folder:/s", "stream": True},
+        r"validation = 0.2 with keep = 'best:loss', stream = true, dataset = 'folder:/s': the images to be",
+    ),
+    (
+        {"keep": "best:loss"},
+        r"keep = 'best:loss' with validation = 0: .* never by test images: give valid",
     ),
 ]
 

@@ -36,6 +36,10 @@ GUIDE += "test_the_guide_can_be_followed_exactly_as_written_and_gives_the_simula
 OWN_PROBLEM = (
     "tests/flower/test_own_problem.py::test_the_example_in_the_docs_trains_to_the_mean_of_its_centres"
 )
+OVER_FITS = (
+    "tests/flower/test_kept_best.py::"
+    "test_a_run_that_over_fits_ends_with_a_better_test_score_than_its_last_theta"
+)
 NOTES = "tests/host/test_callbacks.py::test_the_docs_example_writes_its_notes"
 
 RUN = {
@@ -67,6 +71,10 @@ RUN = {
         "tests/flower/test_several_labels.py::test_the_page_on_several_labels_can_be_followed_with_small_files",
     ),
     "docs/features.md": {"rng = np.random.default_rng(0)": PYTHON},
+    "docs/keeping-the-best.md": {
+        "# noisy_digits.py: digits, of which three training images in ten have a wrong la": OVER_FITS,
+        "p2pft run dataset=$PWD/noisy_digits.py:noisy partition=iid shots=40 iterations=2": OVER_FITS,
+    },
     "docs/privacy.md": {
         'python -c "from p2pft_flower.learning.privacy import epsilon': HERE
         + "test_a_python_command_prints_what_it_says"

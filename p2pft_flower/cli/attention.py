@@ -166,6 +166,7 @@ def _study(
         When there is no such peer or map, a tail or an image cannot be used, or there is nothing to draw.
     """
     from p2pft_flower.learning.attention import check_map, describe_map
+    from p2pft_flower.learning.data.lone_picture import picture_of
     from p2pft_flower.learning.data.sizes import allow
 
     peers = next(run for run in runs if run.algorithm != POOLED).peers
@@ -189,7 +190,7 @@ def _study(
     dicom = None if pixel_range else workload.config.dicom_range
     most = allow(workload.config.max_megapixels)
     own = [
-        _Picture(partial(holdings.picture_of, file, window, most, dicom), file.name, None, "own images")
+        _Picture(partial(picture_of, file, window, most, dicom), file.name, None, "own images")
         for file in files
     ]
     pictures = _pictures(workload, held[peer], counts, own, peers[peer]["name"])

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from p2pft_flower.algorithms import ALGORITHMS
+from p2pft_flower.cli.canary import canary_values, own_folder, require_room, verdict
 from p2pft_flower.cli.completion import complete_connections, complete_settings
 from p2pft_flower.cli.connections import check_connection
 from p2pft_flower.cli.flwr_run import FLOWER_STOPPED, local_superlink, run_app
@@ -274,6 +276,41 @@ def _record_given_up(values: Mapping[str, Any], started: str | None) -> None:
         typer.echo(f"{folder / FILE} cannot say that the run was stopped: {problem}", err=True)
 
 
+def _simulate(
+    values: dict[str, Any], verbose: bool, show: Callable[[str], None], started: Sequence[str]
+) -> Finished:
+    """Do a run on this machine; if this process is told to end, record what is known of the run."""
+    typer.echo("starting Flower on this machine …", err=True)
+    try:
+        with local_superlink() as environment:
+            return execute(values, connection=None, environment=environment, verbose=verbose, show=show)
+    except (KeyboardInterrupt, SystemExit):  # SIGTERM becomes the latter
+        _record_given_up(values, started[0] if started else None)
+        raise
+
+
+def _try_first(
+    values: dict[str, Any], do: Callable[[dict[str, Any]], Finished], *, simulated: bool
+) -> Finished:
+    """Do the canary of a run, and print what the whole run will take.
+
+    Raises
+    ------
+    P2PFTError
+        When the canary fails, or the whole run would.
+    """
+    few = canary_values(values)
+    with own_folder(few) if simulated else contextlib.nullcontext(few) as few:
+        ended = do(few)
+        if ended.folder is not None:
+            results = read_results(ended.folder)
+            for line in verdict(results, values):
+                typer.echo(line)
+            require_room(results, values, ended.folder)
+    kept = ended.folder if ended.folder is not None and ended.folder.exists() else None
+    return replace(ended, folder=kept)
+
+
 # Longer than 70 lines, since its parameters are the options that typer reads.
 def run(
     settings: Annotated[
@@ -305,19 +342,35 @@ def run(
     extend: Annotated[
         bool, typer.Option("--extend", help="With --resume: more epochs or iterations than it had.")
     ] = False,
+    canary: Annotated[
+        bool,
+        typer.Option(
+            "--canary",
+            help="Only try: two iterations over the real graph, data and evaluation, and what the whole run "
+            "will take.",
+        ),
+    ] = False,
     verbose: Annotated[bool, typer.Option("--verbose", help="Show Flower's own log as well.")] = False,
 ) -> None:
     """Fine-tune peers over a graph and print their scores.
 
+    Before a long run, p2pft run --canary with the same settings does everything that it will do, but two
+    iterations only (of Flower's strategies a round), and says how long the run will take, what it sends, and
+    what would fail. A simulation keeps nothing of it unless --out names a folder; sites keep a run that is
+    named canary.
+
     p2pft run --resume RUN continues a run that was stopped or died, bit for bit. p2pft run --resume RUN
     --extend epochs=50 continues a run that has ended until it has 50 epochs in all.
 
-    Exit codes: 0 the run completed; 1 it failed; 2 a setting or graph is wrong and nothing was started;
-    3 it completed with some of the peers: others were missing at the start (min-peers) or were lost later
-    (on-failure); 4 it was stopped, by p2pft stop or flwr stop; 130 it was interrupted here (Ctrl-C).
+    Exit codes: 0 the run completed; 1 it failed, or a canary found what would; 2 a setting or graph is wrong
+    and nothing was started; 3 it completed with some of the peers: others were missing at the start
+    (min-peers) or were lost later (on-failure); 4 it was stopped, by p2pft stop or flwr stop; 130 it was
+    interrupted here (Ctrl-C).
     """
     try:
         values = _values(settings or [], connection, out, resume, extend=extend)
+        if canary:
+            canary_values(values)  # refuses what it cannot try
     except P2PFTError as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(EXIT_USAGE) from None
@@ -333,19 +386,13 @@ def run(
         else:
             typer.echo(line)
 
+    def do(values: dict[str, Any]) -> Finished:
+        if connection is None:
+            return _simulate(values, verbose, show, started)
+        return execute(values, connection=connection, environment=None, verbose=verbose, show=show)
+
     try:
-        if connection is not None:
-            ended = execute(values, connection=connection, environment=None, verbose=verbose, show=show)
-        else:
-            typer.echo("starting Flower on this machine …", err=True)
-            try:
-                with local_superlink() as environment:
-                    ended = execute(
-                        values, connection=None, environment=environment, verbose=verbose, show=show
-                    )
-            except (KeyboardInterrupt, SystemExit):  # SIGTERM becomes the latter
-                _record_given_up(values, started[0] if started else None)
-                raise
+        ended = _try_first(values, do, simulated=connection is None) if canary else do(values)
     except RunStoppedError as error:
         typer.echo(f"stopped: {error}", err=True)
         raise typer.Exit(EXIT_STOPPED) from None
@@ -357,7 +404,7 @@ def run(
         raise typer.Exit(EXIT_INTERRUPTED) from None
     if ended.folder is not None:
         typer.echo(f"results: {ended.folder / FILE}")
-    else:
+    elif connection is not None:
         for line in told:  # on the SuperLink's machine
             typer.echo(line)
     if ended.status not in ("completed", PREFLIGHT_PASSED):

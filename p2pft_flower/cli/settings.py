@@ -167,7 +167,7 @@ def check(values: dict[str, Any], *, here: bool, any_graph: bool = False) -> tup
             check_graph(method, graph)
     elif is_strategy(name):
         make_strategy(config.method, graph.n)
-        refuse_method_keys(config.method)
+        refuse_method_keys(config.method, config.learning)
         refuse_own_problem(config)
         check_resumable(config)
     elif not is_reference(name):

@@ -20,6 +20,7 @@ CHOICES = {
     "interpolation": ("", "nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"),
     "head": ("random", "text"),
     "loss": ("auto", "ce", "bce"),
+    "keep": ("last", "best:balanced-accuracy", "best:loss"),
 }
 """All values of each learning key that has only a few."""
 
@@ -34,8 +35,8 @@ NO_MODEL = "none"
 
 _WITH_FEATURES = (
     *("problem", "model", "tune", "head", "text_embeddings", "text_tower", "prompts", "class_names"),
-    *("device", "dataset", "shots", "partition", "validation", "loss", "batch_size", "dp_clip"),
-    *("dp_noise", "dp_delta", "seed"),
+    *("device", "dataset", "shots", "partition", "validation", "keep", "loss", "batch_size"),
+    *("dp_clip", "dp_noise", "dp_delta", "seed"),
 )
 """Learning keys that mean something for a dataset of features; the others are for images."""
 
@@ -130,7 +131,13 @@ class LearningConfig:
     validation : float
         Share of each class's training images in [0, 1), drawn by ``seed`` before ``shots``, on which peers
         are scored instead of the test images: to choose settings without a look at the test images; 0: they
-        are scored on the test images.
+        are scored on the test images. With ``keep = best:…`` the share of each class of each peer's own
+        training images, drawn after ``shots``, by which the best θ is chosen; results are then of the test
+        images.
+    keep : {"last", "best:balanced-accuracy", "best:loss"}
+        The θ that peers end with: the last one, or that of the evaluation with the best mean of all peers'
+        scores on their ``validation`` images, which they agree on among themselves
+        (docs/keeping-the-best.md).
     shots : int
         Number of training images of each class, drawn by ``seed`` before they are dealt out; 0: all.
     partition : str
@@ -209,6 +216,7 @@ class LearningConfig:
     download: bool = False
     verify: bool = True
     validation: float = 0.0
+    keep: str = "last"
     shots: int = 0
     partition: str = "auto"
     stream: bool = False
@@ -247,6 +255,16 @@ class LearningConfig:
     def sited(self) -> bool:
         """Whether each peer has a folder or table of images, or a file of features, of its own."""
         return self.dataset.startswith(("folder:", "features:", "table:")) and "{peer}" in self.dataset
+
+    @property
+    def keeps_best(self) -> bool:
+        """Whether the peers end with their best θ, and not with the last one."""
+        return self.chosen_by is not None
+
+    @property
+    def chosen_by(self) -> str | None:
+        """The score by which the best θ is chosen, ``balanced-accuracy`` or ``loss``; None: the last is."""
+        return None if self.keep == "last" else self.keep.removeprefix("best:")
 
     @property
     def of_features(self) -> bool:
@@ -332,12 +350,7 @@ class LearningConfig:
                     f"{key} = {value} with dp-clip = 0: nothing would be private; give dp-clip, the norm to "
                     "which each image's gradient is clipped, such as 1.0"
                 )
-        if self.validation and (self.sited or self.stream):
-            what = f"stream = {str(self.stream).lower()}, dataset = {self.dataset!r}"
-            raise ConfigError(
-                f"validation = {self.validation} with {what}: the images to be held out are drawn once, from "
-                "a dataset that all peers share; give one, without stream"
-            )
+        self._check_validation()
         if not self.stream:
             return
         if self.dp_clip:
@@ -356,6 +369,27 @@ class LearningConfig:
             raise ConfigError(
                 f"stream = true with partition = {self.partition!r}: whose a new image is must follow from "
                 "its class or its folder; choose auto, classes:0-1,2-3,… or own"
+            )
+
+    def _check_validation(self) -> None:
+        """Check that the images to be held out can be drawn, and that there are some if θ is chosen by them.
+
+        Raises
+        ------
+        ConfigError
+            If ``validation`` and ``keep``, ``stream`` or ``dataset`` contradict each other.
+        """
+        if self.keeps_best and not self.validation:
+            raise ConfigError(
+                f"keep = {self.keep!r} with validation = 0: the best θ is chosen by training images that are "
+                "held out, never by test images: give validation, their share, such as 0.1"
+            )
+        if self.validation and (self.stream or (self.sited and not self.keeps_best)):
+            what = f"stream = {str(self.stream).lower()}, dataset = {self.dataset!r}"
+            raise ConfigError(
+                f"validation = {self.validation} with keep = {self.keep!r}, {what}: the images to be held "
+                "out are drawn once, from a dataset that all peers share; give one, without stream, or "
+                "keep = best:…, with which each peer holds out some of its own"
             )
 
     def _check_text(self) -> None:

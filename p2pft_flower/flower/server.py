@@ -163,7 +163,7 @@ def _run(
             )
     else:
         make_strategy(config.method, graph.n)  # refuse wrong options before anything starts
-        refuse_method_keys(config.method)
+        refuse_method_keys(config.method, config.learning)
         refuse_own_problem(config)
     _check_watchers(config, strategy=strategy)
     check_learning(config.learning, graph.n, pooled=pooled)

@@ -14,7 +14,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
 from p2pft_flower.algorithms import ALGORITHMS
-from p2pft_flower.config import MethodConfig, RunConfig
+from p2pft_flower.config import LearningConfig, MethodConfig, RunConfig
 from p2pft_flower.errors import ConfigError, did_you_mean
 from p2pft_flower.flower import messages
 from p2pft_flower.flower.nodes import HostAssignment, RunFailedError
@@ -123,7 +123,7 @@ def make_strategy(method: MethodConfig, n: int) -> Strategy:
         raise ConfigError(f"strategy-options = {options!r}: {name} refuses: {error}") from error
 
 
-def refuse_method_keys(method: MethodConfig) -> None:
+def refuse_method_keys(method: MethodConfig, learning: LearningConfig) -> None:
     """Refuse keys that only methods without a server have.
 
     Raises
@@ -143,6 +143,12 @@ def refuse_method_keys(method: MethodConfig) -> None:
                 f"{key} = {value!r} with algorithm = {method.algorithm!r}: it is for methods whose peers "
                 "exchange their vectors; leave it out"
             )
+    if learning.keeps_best:
+        raise ConfigError(
+            f"keep = {learning.keep!r} with algorithm = {method.algorithm!r}: the peers choose their best θ "
+            "among themselves, and clients of Flower's strategies have no edges to each other; give "
+            "keep = last, or a method of this package, as p2pft, local or centralized"
+        )
 
 
 def refuse_own_problem(config: RunConfig) -> None:

@@ -17,6 +17,7 @@ import numpy as np
 from p2pft_flower.algorithms.compression import Memory, wide
 from p2pft_flower.algorithms.seam import Both, Columns, Mix, Rows, Vector, combine
 from p2pft_flower.errors import P2PFTError
+from p2pft_flower.host.best import Table, merged
 from p2pft_flower.host.session import Session
 from p2pft_flower.host.wires import Wires
 from p2pft_flower.plan import Neighbourhood
@@ -136,6 +137,71 @@ class HostExchange:
         self.seconds += time.perf_counter() - begin
         return mixed
 
+    def share(
+        self, session: Session, iteration: int, tables: Mapping[int, Table], most: int
+    ) -> dict[int, Table]:
+        """Return the local peers' tables of scores with the rows of all peers of the view.
+
+        Each round sends every table along all edges of the view, and needs nobody but neighbours.
+
+        Parameters
+        ----------
+        session : Session
+            The session of the view.
+        iteration : int
+            Number of iterations that are done; no exchange of this iteration has begun.
+        tables : mapping of int to Table
+            The table of each local peer, with its own row.
+        most : int
+            Number of iterations of the run.
+
+        Raises
+        ------
+        TableError
+            If a table that comes is wrong.
+        ExchangeError
+            If a neighbour elsewhere sends nothing before the deadline, or takes nothing.
+        """
+        begin = time.perf_counter()
+        told = dict(tables)
+        for number in range(session.rounds):
+            self._send_tables(session, iteration, number, told)
+            before = dict(told)
+            for peer in before:
+                for j in session.places[peer].in_neighbours:
+                    come = self._table_of(session, peer, j, iteration, number, before)
+                    told[peer] = merged(told[peer], come, (j, peer), session.peers, most)
+        if session.rounds and any(table[list(session.peers), 0].min() < 1.0 for table in told.values()):
+            raise RuntimeError(
+                f"view {session.number}: {session.rounds} rounds do not bring the scores of all peers "
+                f"{list(session.peers)} to all: the plan's number of rounds is wrong"
+            )
+        self.seconds += time.perf_counter() - begin
+        return told
+
+    def _send_tables(
+        self, session: Session, iteration: int, number: int, tables: Mapping[int, Table]
+    ) -> None:
+        with nullcontext() if self._wires is None else self._wires.links.together():
+            for peer, table in tables.items():
+                self.bytes_sent[peer] += len(session.places[peer].out_neighbours) * table.nbytes
+                if self._wires is not None and session.receivers[peer]:
+                    self._wires.links.send(peer, iteration, number, table.reshape(-1))
+
+    def _table_of(
+        self,
+        session: Session,
+        peer: int,
+        sender: int,
+        iteration: int,
+        number: int,
+        local: Mapping[int, Table],
+    ) -> Vector:
+        """Return the table that has come from ``sender`` in a round; wait if it is elsewhere."""
+        if self._wires is None or (sender, peer) not in session.entering:
+            return local[sender].reshape(-1)
+        return self._wires.take(session, peer, sender, iteration, number).vector
+
     def _encode(self, session: Session, peer: int, iteration: int, phase: int, vector: Vector) -> None:
         """Send a local peer's vector to its receivers; with a codec, the difference from their knowledge."""
         place = session.places[peer].at(iteration)
@@ -163,7 +229,7 @@ class HostExchange:
         remote = [i for i in session.receivers[peer] if i in receivers]
         if self._wires is not None and remote:
             shares = {i: 1.0 if self._begun.kind is Rows else place.column[i] for i in remote}
-            self._wires.links.send(peer, iteration, phase, payload, shares)
+            self._wires.links.send(peer, iteration, session.rounds + phase, payload, shares)
 
     def _mixed(self, session: Session, peer: int, iteration: int, phase: int) -> Vector:
         """Return the mixed vector of one peer; with a codec, update the peer's memory."""
@@ -187,7 +253,7 @@ class HostExchange:
         if self._wires is None or (sender, peer) not in session.entering:
             share = session.places[sender].at(iteration).column[peer]
             return weight, share, self._begun.gone[sender]
-        vector, share = self._wires.take(session, peer, sender, iteration, phase)
+        vector, share = self._wires.take(session, peer, sender, iteration, session.rounds + phase)
         return weight, share, vector if session.compression is None else wide(vector)
 
     def _memory(self, peer: int, number: int, like: Vector) -> Memory:

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from p2pft_flower.algorithms.compression import Memory
@@ -29,6 +30,7 @@ from p2pft_flower.keeping.checkpoints import (
     restore_state,
     write_checkpoint,
 )
+from p2pft_flower.keeping.kept import Best
 from p2pft_flower.keeping.lines import Evaluation
 from p2pft_flower.keeping.past import drawn_since, read_past
 from p2pft_flower.keeping.resuming import look_through
@@ -69,6 +71,8 @@ class Moment(NamedTuple):
         Seconds that the host has spent in exchanges.
     session : Session
         The session of the view in which the last iteration was done.
+    best : mapping of int to Best
+        The best θ of each peer by the evaluations before this one, if ``keep`` asks for it; else empty.
     """
 
     done: int
@@ -78,6 +82,7 @@ class Moment(NamedTuple):
     bytes_sent: Mapping[int, int]
     exchange: float
     session: Session
+    best: Mapping[int, Best] = MappingProxyType({})
 
 
 class Keeper:
@@ -223,7 +228,7 @@ class Keeper:
 
     def resume(
         self, peer: int, point: ResumePoint, start: Callable[[], State], objective: Objective
-    ) -> tuple[State, dict[int, Memory], int]:
+    ) -> tuple[State, Checkpoint]:
         """Put the data order and the journal of ``peer`` back to its resume point, and return its state.
 
         Parameters
@@ -239,9 +244,8 @@ class Keeper:
 
         Returns
         -------
-        tuple of State, dict of int to Memory, and int
-            The method's state, the codec's memories by number of the exchange in a period, and the payload
-            bytes sent so far.
+        tuple of State and Checkpoint
+            The method's state, and the checkpoint with all else.
 
         Raises
         ------
@@ -263,9 +267,9 @@ class Keeper:
         self._recorder.continue_journal(
             peer, [e for e in earlier if self._plan.evaluates_after(e.iteration)], checkpoint.seconds
         )
-        return state, checkpoint.memories, checkpoint.bytes_sent
+        return state, checkpoint
 
-    def restore_past(self, peer: int, objective: Objective, session: Session) -> int:
+    def restore_past(self, peer: int, objective: Objective, session: Session) -> Checkpoint | None:
         """Restore the data order and the journal that ``peer`` has kept of its earlier life in this run.
 
         If no checkpoint is left, the peer begins its data order anew.
@@ -281,8 +285,8 @@ class Keeper:
 
         Returns
         -------
-        int
-            Payload bytes that the peer had sent when the checkpoint was written; 0 without a checkpoint.
+        Checkpoint or None
+            The peer's newest checkpoint; None if it has none.
 
         Raises
         ------
@@ -291,7 +295,7 @@ class Keeper:
         """
         folder = self._folders[peer]
         # Each change of view costs no more than two iterations: the one given up, and the new start.
-        more, position, sent = 2 * session.number, objective.position()(), 0
+        more, position, checkpoint = 2 * session.number, objective.position()(), None
         lost, seconds = session.first + more, None
         kept = look_through(Path(self._plan.output_dir), peer, self._plan.run, self._recorder.q)
         self._written_in[peer] = {k: v for v, one in kept.views.items() for k in one.digests}
@@ -299,13 +303,13 @@ class Keeper:
         if kept.digests:
             cannot = f"peer {peer} cannot come back to run {self._plan.run}: its"
             checkpoint, about, _ = self._read(folder, max(kept.digests), self._plan.run, cannot)
-            position, sent, seconds = checkpoint.position, checkpoint.bytes_sent, checkpoint.seconds
+            position, seconds = checkpoint.position, checkpoint.seconds
             lost = drawn_since(checkpoint, about, folder) + more
         objective.go_to(position, self._gradients * lost)
         past = read_past(folder.parent / f"peer-{peer}.jsonl", self._plan.run)
         past = past._replace(lives=past.lives[:-1])  # the last is this one
         self._recorder.continue_journal(peer, past.before(session.first), seconds)
-        return sent
+        return checkpoint
 
     def _read(self, folder: Path, iteration: int, run: str, cannot: str) -> tuple[Checkpoint, PeerAbout, str]:
         """Return a peer's checkpoint of this model, the facts of its run in it, and its digest.
@@ -338,6 +342,7 @@ class Keeper:
                 seconds=self._recorder.seconds(peer, moment.exchange),
                 state=state_fields(state, self._algorithm),
                 memories={phase: one for (p, phase), one in moment.memories.items() if p == peer},
+                best=moment.best.get(peer),
                 stopped=stopped,
                 view=moment.session.number,
                 live=moment.session.peers,

@@ -7,9 +7,19 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy.typing as npt
 
+from p2pft_flower.errors import ConfigError
 from p2pft_flower.scores import ClassScores
 
-__all__ = ["EvaluatesInFull", "InFull", "Objective", "OwnProblem", "Problem", "Score"]
+__all__ = [
+    "EvaluatesInFull",
+    "InFull",
+    "Objective",
+    "OwnProblem",
+    "Problem",
+    "Score",
+    "ValidationScores",
+    "validated",
+]
 
 Vector = npt.NDArray[Any]
 
@@ -38,6 +48,20 @@ class Score(Protocol):
     @property
     def accuracy_seen(self) -> float | None:
         """Share, 0..1, of right answers on the other test images; None if there is none."""
+        ...
+
+
+class ValidationScores(Protocol):
+    """The scores of one θ on the training images that a peer holds out (``keep = best:…``)."""
+
+    @property
+    def loss(self) -> float:
+        """Mean loss."""
+        ...
+
+    @property
+    def balanced_accuracy(self) -> float | None:
+        """Mean, over the classes of these images, of the share of right answers, 0..1; None: undefined."""
         ...
 
 
@@ -105,6 +129,24 @@ class EvaluatesInFull(Objective, Protocol):
     def evaluate_in_full(self, theta: Vector) -> InFull:
         """Return the scores of ``theta``, also by class, and the answers to the test images."""
         ...
+
+
+def validated(objective: Objective, theta: Vector) -> ValidationScores | None:
+    """Return the scores of ``theta``, (q,), on the peer's validation images; None if the peer has none.
+
+    Raises
+    ------
+    ConfigError
+        If the objective has no validation images to score on, as that of a ``problem`` of the user's own.
+    """
+    score = getattr(objective, "validate", None)
+    if score is None:
+        raise ConfigError(
+            "keep = best:… needs an objective with validate(theta), which scores θ on images that are held "
+            "out; keep = last does not"
+        )
+    scores: ValidationScores | None = score(theta)
+    return scores
 
 
 class Problem(Protocol):

@@ -23,6 +23,7 @@ from p2pft_flower.host.problem import EvaluatesInFull, Objective, Problem, Score
 from p2pft_flower.host.wires import Access
 from p2pft_flower.keeping import lines, sketch
 from p2pft_flower.keeping.journal import Journal, JournalError
+from p2pft_flower.keeping.kept import Kept
 from p2pft_flower.keeping.lines import Evaluation, Failed, Outcome, Stall, ViewChange
 from p2pft_flower.plan import Plan
 from p2pft_flower.scores import ClassScores
@@ -201,10 +202,8 @@ class Recorder:
     def evaluate(self, peer: int, objective: Objective, theta: Vector, done: int, bytes_sent: int) -> Score:
         """Score ``theta``, (q,), after ``done`` iterations; write, report and return the scores."""
         with self.timed(peer, "evaluation"):
-            if done == self._plan.iterations and isinstance(objective, EvaluatesInFull):
-                score = self._in_full(peer, objective, theta)
-            else:
-                score = objective.evaluate(theta)
+            last = done == self._plan.iterations
+            score = self._last_score(peer, objective, theta) if last else objective.evaluate(theta)
             self._scores[peer] = score
         told = _scores(score) | {
             "peer": peer,
@@ -222,8 +221,10 @@ class Recorder:
         self._on_evaluation(line, sketched)
         return score
 
-    def _in_full(self, peer: int, objective: EvaluatesInFull, theta: Vector) -> Score:
+    def _last_score(self, peer: int, objective: Objective, theta: Vector) -> Score:
         """Score the peer's last θ; keep the scores by class, and write the predictions if they are wanted."""
+        if not isinstance(objective, EvaluatesInFull):
+            return objective.evaluate(theta)
         full = objective.evaluate_in_full(theta)
         self._class_scores[peer] = full.class_scores
         if self._plan.config.runtime.predictions:
@@ -279,12 +280,24 @@ class Recorder:
         self._callbacks.view_changed(change)
 
     def finish(
-        self, peer: int, objective: Objective, theta: Vector, bytes_sent: int, exchange_seconds: float
+        self,
+        peer: int,
+        objective: Objective,
+        theta: Vector,
+        kept: Kept | None,
+        bytes_sent: int,
+        exchange_seconds: float,
     ) -> Outcome | None:
         """Write the peer's tail and the last line of its journal; return its outcome.
 
-        Return None if the journal has its last line already, that of a stop.
+        If the peer has ``kept`` the θ of an iteration, ``theta`` is scored again: its last scores are those
+        of its last θ. Return None if the journal has its last line already, that of a stop.
         """
+        of = self._plan.iterations
+        if kept is not None and kept.own and kept.iteration < of:
+            of = kept.iteration
+            with self.timed(peer, "evaluation"):
+                self._scores[peer] = self._last_score(peer, objective, theta)
         epsilon, delta = objective.privacy_spent() or (None, None)
         outcome = Outcome(
             **_scores(self._scores[peer]),
@@ -300,8 +313,9 @@ class Recorder:
             delta=delta,
             preprocessing=self._preprocessing,
             class_scores=self._class_scores.get(peer),
+            kept=kept,
         )
-        self._save(peer, theta, self._plan.iterations, stopped=False)
+        self._save(peer, theta, of, stopped=False)
         self._times[peer].append(outcome.time)
         if not self._journals[peer].write_last(outcome):
             return None

@@ -10,6 +10,7 @@ from p2pft_flower.algorithms.codecs import for_vectors, make_codec, source_diges
 from p2pft_flower.algorithms.compression import Compression, codec_step
 from p2pft_flower.algorithms.seam import Vector
 from p2pft_flower.host.agreement import NewView
+from p2pft_flower.host.best import COLUMNS
 from p2pft_flower.plan import Neighbourhood, Plan
 from p2pft_flower.topology.views import View
 from p2pft_flower.transport import Mailbox, Terms
@@ -67,6 +68,9 @@ class Session:
         Peers elsewhere that have come back with this view.
     donor : int or None
         The peer that the view names to give θ to this host, if the view has let it in; else None.
+    rounds : int
+        Number of exchanges of tables of scores after an evaluation (``keep = best:…``); 0 if nothing is to be
+        agreed on.
     """
 
     number: int
@@ -82,6 +86,7 @@ class Session:
     view: View | None = None
     returned: frozenset[int] = frozenset()
     donor: int | None = None
+    rounds: int = 0
 
     @property
     def inbox(self) -> Mailbox:
@@ -158,6 +163,7 @@ class Sessions:
     ) -> None:
         self._plan, self._theta0, self._phases, self._always = plan, theta0, phases, always
         self._vectors = vectors
+        self._keeps = plan.config.learning.keeps_best and bool(phases)
         self._config = f"settings {plan.terms} model {model_digest}"
         self._each = make_codec(plan.config.method.codec)
         self._codec = None if self._each is None else for_vectors(self._each, vectors)
@@ -168,13 +174,15 @@ class Sessions:
         """Return the session of the view that the run begins with."""
         # If anything is exchanged, all peers begin at the same iteration.
         first = min(self._plan.begins.values())
-        return self._session(0, first, self._plan.live, self._plan.peers, self._plan.codec_step)
+        rounds = self._plan.rounds if self._keeps else 0
+        return self._session(0, first, self._plan.live, self._plan.peers, self._plan.codec_step, rounds)
 
     def of(self, new: NewView) -> Session:
         """Return the session of a view that was agreed on."""
         step = codec_step(self._each, self._plan.config.method.codec_step, new.view.graph)
         places = [Neighbourhood.of(new.view, p.peer, step) for p in self._plan.peers]
-        session = self._session(new.number, new.iteration, new.view.peers, places, step)
+        rounds = new.view.graph.diameter if self._keeps else 0
+        session = self._session(new.number, new.iteration, new.view.peers, places, step, rounds)
         returned = frozenset(new.joined).difference(session.places)
         return replace(session, view=new.view, returned=returned, donor=new.donor)
 
@@ -185,6 +193,7 @@ class Sessions:
         peers: tuple[int, ...],
         places: Sequence[Neighbourhood],
         step: float,
+        rounds: int,
     ) -> Session:
         leaving, entering = remote_edges(places if self._phases else (), always=self._always)
         weights = self._plan.weights_among(peers)
@@ -198,8 +207,9 @@ class Sessions:
             leaving,
             entering,
             self._phases,
-            self._mailbox(self._terms(number, step), places, entering, first) if wired else None,
+            self._mailbox(self._terms(number, step, rounds), places, entering, first) if wired else None,
             None if self._codec is None else Compression(self._codec, step),
+            rounds=rounds,
         )
 
     def _mailbox(
@@ -210,20 +220,29 @@ class Sessions:
             [(j, i) for j, i in sorted(entering) if j in row[i].at(k).row]
             for k in range(max(len(place.turns) for place in places))
         ]
-        return Mailbox(terms, entering, first, codec=self._codec, turns=turns)
+        return Mailbox(
+            terms,
+            entering,
+            first,
+            codec=self._codec,
+            turns=turns,
+            tables=lambda k: k == first or self._plan.evaluates_after(k),
+        )
 
-    def _terms(self, number: int, step: float) -> Terms:
+    def _terms(self, number: int, step: float, rounds: int) -> Terms:
         codec, q, dtype = self._codec, self._theta0.size, self._theta0.dtype
         return Terms(
             run=self._plan.run,
             length=q,
             dtype=dtype,
-            phases=max(1, len(self._phases)),  # without edges no payload is taken in at all
-            phase_names=self._phases,
+            phases=rounds + max(1, len(self._phases)),  # without edges no payload is taken in at all
+            phase_names=(*(f"scores {r + 1}" for r in range(rounds)), *self._phases),
             view=number,
             config=self._config if codec is None else f"{self._config} codec-step {step:g}",
             codec="" if codec is None else self._plan.config.method.codec,
             vectors=self._vectors,
             most_bytes=0 if codec is None else codec.most_bytes(self._vectors * q, dtype),
             step=0.0 if codec is None else step,
+            rounds=rounds,
+            table=self._plan.n * COLUMNS if self._keeps else 0,
         )

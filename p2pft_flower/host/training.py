@@ -18,11 +18,14 @@ from p2pft_flower.algorithms.registry import check_graph
 from p2pft_flower.algorithms.seam import Algorithm, Gradient, Mix, State, Step, Vector, lockstep, placed
 from p2pft_flower.errors import Cause, DataError, P2PFTError
 from p2pft_flower.host.agreement import Agreement
+from p2pft_flower.host.best import BestTheta
 from p2pft_flower.host.exchange import DivergedError, HostExchange
 from p2pft_flower.host.keeper import Keeper, Moment
-from p2pft_flower.host.problem import Objective
+from p2pft_flower.host.problem import Objective, validated
 from p2pft_flower.host.recorder import Outcome, Recorder
 from p2pft_flower.host.session import Session
+from p2pft_flower.keeping.checkpoints import Checkpoint
+from p2pft_flower.keeping.kept import Kept
 from p2pft_flower.plan import Plan
 from p2pft_flower.transport import OwnPulse, Pulse
 
@@ -122,6 +125,8 @@ class Training:
         self.states: dict[int, State] = {}
         self.completed: Moment | None = None
         self._saving, self._saved = threading.Lock(), False
+        by = config.learning.chosen_by
+        self._best = None if by is None else BestTheta(by, plan.n)
 
     def restore(self, theta0: Vector) -> None:
         """If the plan resumes a run, restore the peers' states from that run's checkpoints.
@@ -138,9 +143,9 @@ class Training:
         for p in self._peers:
             with naming(p, self.iteration, "its checkpoint could not be taken up"):
                 start = partial(self._method.start, theta0.copy(), np.zeros_like)
-                self.states[p], memory, self._exchange.bytes_sent[p] = self._keeper.resume(
-                    p, self._plan.resume, start, self._objectives[p]
-                )
+                self.states[p], kept = self._keeper.resume(p, self._plan.resume, start, self._objectives[p])
+                memory, self._exchange.bytes_sent[p] = kept.memories, kept.bytes_sent
+                self._restore_best(p, kept)
                 phases = len(self._method.phases)
                 turns = {number // phases for number in memory} if phases else set()
                 whole = {turn * phases + phase for turn in turns for phase in range(phases)}
@@ -168,9 +173,12 @@ class Training:
         ViewChangeError
             If the view changes: the iteration under way does not count, and nothing of it is kept.
         """
-        while self.done < self._plan.iterations:
+        while True:
             k = self.iteration = self.done
             self._raise_if_stopped()
+            self._choose_best()
+            if k == self._plan.iterations:
+                return
             self._pulse.enter(Pulse.COMPUTING)
             if k == self.session.all_have_theta:
                 self._exchange.withdraw()
@@ -186,7 +194,10 @@ class Training:
         """Restore the peers' data order and journals from the files of their earlier life in this run."""
         for p in self._peers:
             with naming(p, session.first, "what it has kept could not be taken up"):
-                self._exchange.bytes_sent[p] = self._keeper.restore_past(p, self._objectives[p], session)
+                kept = self._keeper.restore_past(p, self._objectives[p], session)
+                if kept is not None:
+                    self._exchange.bytes_sent[p] = kept.bytes_sent
+                    self._restore_best(p, kept)
 
     def enter_view(self, session: Session, theta: Vector | None = None) -> None:
         """Begin the method again, from each peer's θ, among the peers of another view.
@@ -213,6 +224,8 @@ class Training:
         self.session, self.iteration = session, session.first
         self._exchange.memories.clear()
         behind = self.done < session.first
+        if theta is not None and self._best is not None:
+            self._best.come_back()
         for p in self._peers:
             self._start(p, self.states[p].theta if theta is None else theta.copy())
         # Scores and checkpoints due after the iterations that the others had completed are due here too.
@@ -226,7 +239,7 @@ class Training:
             self._recorder.finish(
                 p,
                 self._objectives[p],
-                self.states[p].theta,
+                *self._kept(p),
                 self._exchange.bytes_sent[p],
                 self._exchange.seconds,
             )
@@ -298,6 +311,7 @@ class Training:
             dict(self._exchange.bytes_sent),
             self._exchange.seconds,
             self.session,
+            {} if self._best is None else self._best.so_far,
         )
         if self._trace:
             for p, state in self.states.items():
@@ -319,6 +333,45 @@ class Training:
             )
         if not math.isfinite(score.loss) and not math.isnan(score.accuracy):
             raise DivergedError.not_finite(peer, f"iteration {done}", "loss")
+        if self._best is not None:
+            self._validate(peer, done, self._best)
+
+    def _validate(self, peer: int, done: int, best: BestTheta) -> None:
+        """Score the peer's θ on its own validation images, which are none of its test images."""
+        theta = self.states[peer].theta
+        with (
+            self._recorder.timed(peer, "evaluation"),
+            naming(peer, self.iteration, "its scores on validation images failed"),
+        ):
+            scores = validated(self._objectives[peer], theta)
+            score = None if scores is None else scores.loss if best.by == "loss" else scores.balanced_accuracy
+        if score is not None and not math.isfinite(score):
+            raise DivergedError.not_finite(peer, f"iteration {done}", "validation loss")
+        best.note(peer, done, score, theta)
+
+    def _choose_best(self) -> None:
+        """Agree with the others whether the best θ is that of the last evaluation, if that is due.
+
+        A view also begins with that, since a peer may have decided before it what others had not yet.
+        """
+        done, session = self.done, self.session
+        if self._best is None or not (done == session.first or self._plan.evaluates_after(done)):
+            return
+        self._pulse.enter(Pulse.WAITING)
+        tables = self._best.tables(self._peers)
+        self._best.decide(self._exchange.share(session, done, tables, self._plan.iterations))
+
+    def _restore_best(self, peer: int, kept: Checkpoint) -> None:
+        if self._best is not None:
+            self._best.restore(peer, kept.best)
+
+    def _kept(self, peer: int) -> tuple[Vector, Kept | None]:
+        """Return the θ that the peer ends with, and what results tell of it."""
+        last = self.states[peer].theta
+        if self._best is None:
+            return last, None
+        theta = self._best.theta(peer)
+        return last if theta is None else theta, self._best.kept(peer)
 
     def _gradient(self, peer: int) -> Gradient:
         """Return the gradient of the peer's objective among the peers of the view."""

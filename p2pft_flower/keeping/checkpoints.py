@@ -24,6 +24,7 @@ from p2pft_flower.algorithms.compression import Memory
 from p2pft_flower.errors import Cause, DataError, P2PFTError
 from p2pft_flower.keeping.about import PeerAbout, ServerAbout
 from p2pft_flower.keeping.folders import replacing, require_regular
+from p2pft_flower.keeping.kept import Best, BestFacts
 from p2pft_flower.keeping.states import as_number, as_text, most_bytes, state_fields
 from p2pft_flower.typed import MAX_PEERS, Count, PeerNumber, decoded, encoded
 
@@ -118,6 +119,8 @@ class Checkpoint(_Facts, frozen=True, kw_only=True):
         Number of the view that the peer was in.
     live : tuple of int
         The peers of the view, ascending.
+    best : Best or None
+        The best θ by the evaluations that were decided on; None without ``keep = best:…``.
     """
 
     state: dict[str, Any]
@@ -125,10 +128,14 @@ class Checkpoint(_Facts, frozen=True, kw_only=True):
     stopped: bool = False
     view: Count = 0
     live: tuple[PeerNumber, ...] = ()
+    best: Best | None = None
 
 
 _MEMORY = "memory."
 """Beginning of the keys of a codec's tensors; a field of a state has no dot."""
+
+_BEST = "best.theta"
+"""The key of the best θ."""
 
 
 def checkpoint_folder(output_dir: Path, peer: int) -> Path:
@@ -216,7 +223,7 @@ def _header(document: str, tensors: Mapping[str, np.ndarray[Any, Any]]) -> bytes
     return len(text).to_bytes(8, "little") + text
 
 
-class _Document(_Facts, frozen=True, kw_only=True):
+class _Document(_Facts, frozen=True, kw_only=True, omit_defaults=True):
     """The document in the metadata: all of a :class:`Checkpoint` but its arrays.
 
     Attributes
@@ -227,12 +234,15 @@ class _Document(_Facts, frozen=True, kw_only=True):
         The fields whose tensors are NumPy's scalars.
     values : dict
         The fields without a tensor: numbers as texts, so that reading gives the very same numbers.
+    best : BestFacts or None
+        All of the best θ but its tensor; None, and then not written, without ``keep = best:…``.
     """
 
     schema: str
     fields: tuple[str, ...]
     scalars: tuple[str, ...]
     values: dict[str, bool | str | None]
+    best: BestFacts | None = None
 
 
 class _Schema(msgspec.Struct, frozen=True):
@@ -249,8 +259,11 @@ def _packed(checkpoint: Checkpoint) -> tuple[dict[str, np.ndarray[Any, Any]], st
         fields=tuple(checkpoint.state),
         scalars=tuple(k for k, v in arrays.items() if isinstance(v, np.generic)),
         values={k: as_text(v) for k, v in checkpoint.state.items() if k not in arrays},
+        best=None if checkpoint.best is None else checkpoint.best.facts,
         **checkpoint.facts,
     )
+    if checkpoint.best is not None and checkpoint.best.theta is not None:
+        arrays[_BEST] = checkpoint.best.theta
     for phase, memory in checkpoint.memories.items():
         arrays |= {f"{_MEMORY}{phase}.{part}": vector for part, vector in memory._asdict().items()}
     # Little-endian, as the format wants it; the largest items first, so that all of them are aligned.
@@ -301,7 +314,7 @@ def read_checkpoint(path: Path, run: str | None = None, q: int | None = None) ->
                 _refuse_sizes({name: file.get_slice(name).get_shape() for name in file.keys()}, q, path)  # noqa: SIM118
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
         digest = _digest(told[_DOCUMENT], tensors)
-        state, memories = _state(document, tensors), _memories(tensors)
+        state, memories, best = _state(document, tensors), _memories(tensors), _best(document, tensors)
     except OSError as error:
         raise DataError(f"{path}: the checkpoint cannot be read ({error.strerror or error})") from error
     except DataError:
@@ -320,7 +333,7 @@ def read_checkpoint(path: Path, run: str | None = None, q: int | None = None) ->
         )
     if run is not None and document.run != run:
         raise DataError(f"{path}: it is of run {document.run}, not of run {run}")
-    return Checkpoint(**document.facts, state=state, memories=memories), digest
+    return Checkpoint(**document.facts, state=state, memories=memories, best=best), digest
 
 
 def _document(text: str, path: Path) -> _Document:
@@ -339,7 +352,8 @@ def _refuse_sizes(shapes: Mapping[str, Sequence[int]], q: int, path: Path) -> No
         raise DataError(f"{path}: θ is {tuple(theta)} in the checkpoint, ({q},) here: model or tune differs")
     sizes = {name: 8 * math.prod(shape) for name, shape in shapes.items()}
     # A codec's memories may be as many as a period has exchanges.
-    most, claimed = most_bytes(q), sum(n for name, n in sizes.items() if not name.startswith(_MEMORY))
+    most = most_bytes(q)
+    claimed = sum(n for name, n in sizes.items() if name != _BEST and not name.startswith(_MEMORY))
     claimed = max(claimed, *sizes.values())
     if claimed > most:
         raise DataError(f"{path}: no state of a method: it claims {claimed} bytes, of {most} at most")
@@ -364,6 +378,21 @@ def _memories(tensors: Mapping[str, np.ndarray[Any, Any]]) -> dict[int, Memory]:
         if any(v.shape != (numbers,) or v.dtype != np.float64 for v in memory) or numbers % q or not numbers:
             raise ValueError(f"the memory of exchange {phase} is not of θ's length, in float64")
     return memories
+
+
+def _best(document: _Document, tensors: Mapping[str, np.ndarray[Any, Any]]) -> Best | None:
+    if (told := document.best) is None:
+        return None
+    theta, like = tensors.get(_BEST), tensors["theta"]
+    if theta is not None and (theta.shape, theta.dtype, told.iteration >= 0) != (
+        like.shape,
+        like.dtype,
+        True,
+    ):
+        raise ValueError("its best θ is not of θ's length and type, or of no iteration")
+    if told.iteration > told.decided:
+        raise ValueError(f"it keeps iteration {told.iteration}, and has decided up to {told.decided}")
+    return Best(told.decided, told.iteration, told.score, theta)
 
 
 def _peer_of(path: Path) -> int | None:

@@ -14,6 +14,7 @@ import msgspec
 
 from p2pft_flower.errors import DataError
 from p2pft_flower.facts import PeerFacts, RunFacts
+from p2pft_flower.keeping.kept import Kept
 from p2pft_flower.scores import ClassScores
 from p2pft_flower.typed import Count, PeerCount, PeerNumber, Positive, Settings, decoded, encoded
 
@@ -213,7 +214,7 @@ class Outcome(Line, frozen=True, kw_only=True, tag="end"):
     Attributes
     ----------
     loss, accuracy, accuracy_unseen : float or None
-        Scores of the peer's last θ on the test split.
+        Scores of the peer's θ on the test split: its last θ, or the one that it has ``kept``.
     accuracy_seen : float or None
         The accuracy on the test images of classes of which the peer holds images; None if there is none, or
         the journal is an earlier version's.
@@ -228,7 +229,7 @@ class Outcome(Line, frozen=True, kw_only=True, tag="end"):
     model_parameters : int
         Number of parameters of the whole model, the frozen ones included.
     sketch : str
-        Sketch of the peer's last θ (:mod:`p2pft_flower.keeping.sketch`).
+        Sketch of that θ (:mod:`p2pft_flower.keeping.sketch`).
     epsilon, delta : float or None
         (ε, δ) of all the peer's gradients together; None if they are not differentially private.
     preprocessing : dict or None
@@ -236,6 +237,9 @@ class Outcome(Line, frozen=True, kw_only=True, tag="end"):
     class_scores : ClassScores or None
         The scores by class of the peer's last θ; None without test images, of a problem without classes, or
         in an earlier version's journal.
+    kept : Kept or None
+        The iteration whose θ the peer has kept, to which its tail, scores and sketch belong; None if these
+        are its last θ's: without ``keep = best:…``, or if no evaluation could be decided on.
     """
 
     loss: float | None
@@ -252,6 +256,7 @@ class Outcome(Line, frozen=True, kw_only=True, tag="end"):
     preprocessing: dict[str, Any] | None = None
     accuracy_seen: float | None = None
     class_scores: ClassScores | None = None
+    kept: Kept | None = None
 
 
 class Round(Scored, frozen=True, kw_only=True, tag="round"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,7 +14,7 @@ import torch
 from torch import nn
 from torch.nn.utils import vector_to_parameters
 
-from p2pft_flower.learning.class_scores import class_scores
+from p2pft_flower.learning.class_scores import balanced_accuracy, class_scores
 from p2pft_flower.learning.data.label_arrays import named
 from p2pft_flower.learning.draws import seeded
 from p2pft_flower.learning.losses import decisions, image_loss
@@ -32,6 +33,7 @@ __all__ = [
     "InFull",
     "PeerObjective",
     "Scored",
+    "Validation",
     "answers_of",
     "evaluate",
     "prediction_rows",
@@ -92,6 +94,23 @@ class Evaluation:
     accuracy: float
     accuracy_unseen: float | None
     accuracy_seen: float | None
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Scores of one θ on training images that are held out; of pooled images the mean of the peers' scores.
+
+    Attributes
+    ----------
+    loss : float
+        Mean loss (:func:`image_loss`).
+    balanced_accuracy : float or None
+        Mean, over the classes of a peer's images, of the share of right answers, 0..1; of several labels as
+        :func:`balanced_accuracy` has it, and None if none of the images has a label.
+    """
+
+    loss: float
+    balanced_accuracy: float | None
 
 
 @dataclass(frozen=True)
@@ -187,6 +206,9 @@ class PeerObjective:
         Settings that make the gradients differentially private; None: they are not.
     scored : Scored, optional
         The names of classes and test images, for :meth:`evaluate_in_full`.
+    validation : sequence of Features
+        The trunk's outputs for the training images that are held out to choose the best θ: of the peer, or,
+        if the images are pooled, of each peer. Default: none are.
     """
 
     def __init__(
@@ -199,6 +221,7 @@ class PeerObjective:
         peer: int,
         privacy: Privacy | None = None,
         scored: Scored | None = None,
+        validation: Sequence[Features] = (),
     ) -> None:
         self.drawn = 0
         """Number of mini-batches drawn so far, which is the number of the next one."""
@@ -208,7 +231,7 @@ class PeerObjective:
         """L_i of the last mini-batch; NaN if that was empty, and before the first one."""
         self._tail = share_copy(tail)
         self._trained = trained_parameters(self._tail)
-        self._images, self._test = images, test
+        self._images, self._test, self._validation = images, test, validation
         self._key = (seed, peer)
         self._privacy, self._scored = privacy, scored
         self._clipped = None if privacy is None else ClippedGradients(self._tail, privacy.clip)
@@ -308,6 +331,16 @@ class PeerObjective:
     def _unseen(self) -> torch.Tensor:
         held, test = self._images.labels, self._test.labels.cpu()  # the labels of a stream grow
         return ~held.any(dim=0) if test.ndim == 2 else ~torch.isin(test, torch.unique(held))
+
+    def validate(self, theta: Vector) -> Validation | None:
+        """Score ``theta``, (q,) float32, on the images that are held out; None if there are none."""
+        sites = [answers_of(self._tail, theta, images) for images in self._validation if len(images)]
+        if not sites:
+            return None
+        losses = [float(given.losses.mean()) for given in sites]
+        accuracies = [balanced_accuracy(given.labels.numpy(), given.predicted.numpy()) for given in sites]
+        known = [accuracy for accuracy in accuracies if accuracy is not None]
+        return Validation(fmean(losses), fmean(known) if known else None)
 
 
 def evaluate(

@@ -264,7 +264,16 @@ class Workload:
             peer=peer,
             privacy=privacy,
             scored=scored,
+            validation=self._validation(peer),
         )
+
+    def _validation(self, peer: int) -> list[Features]:
+        """Return the trunk's outputs for the images that are held out to choose the best θ by."""
+        if not self.config.keeps_best:
+            return []
+        owners = range(self.n) if self.pooled else [peer]
+        train, held = self.holdings.pictures.train, self.holdings.validations
+        return [self.network.features(train, held[i], f"peer {i}'s validation") for i in owners]
 
     def mini_batches(self, peer: int) -> MiniBatches | PooledMiniBatches:
         """Return the peer's mini-batches, from the start.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -159,6 +159,7 @@ def run_results(
             },
         },
         "consensus_error": consensus,
+        "kept": _kept_by_all(outcomes.values()),
         "history": history,
         "views": [dict(view) for view in views],
         "graph": dict(graph),
@@ -169,6 +170,15 @@ def run_results(
         "resumed_from": plain(resumed_from),
         "error": missing,
     }
+
+
+def _kept_by_all(outcomes: Iterable[Outcome]) -> dict[str, Any] | None:
+    """Return score, iteration and mean of the θ that the peers have kept; None if they have not kept one."""
+    kept = {(one.by, one.iteration, one.score) for o in outcomes if (one := o.kept) is not None}
+    if len(kept) != 1:
+        return None
+    ((by, iteration, score),) = kept
+    return {"by": by, "iteration": iteration, "score": score}
 
 
 def _ended(peer: int, outcome: Outcome, about: PeerFacts) -> dict[str, Any]:
@@ -185,6 +195,7 @@ def _ended(peer: int, outcome: Outcome, about: PeerFacts) -> dict[str, Any]:
         "epsilon": outcome.epsilon,
         "delta": outcome.delta,
         "seconds": outcome.seconds,
+        "kept": plain(outcome.kept),
         "state": None,
         "log": log_name(peer),
         "tail": tail_name(peer),
@@ -207,6 +218,7 @@ def _unfinished(peer: int, reached: Reached, about: PeerFacts) -> dict[str, Any]
         "epsilon": failed and failed.epsilon,
         "delta": failed and failed.delta,
         "seconds": {} if failed is None else failed.seconds,
+        "kept": None,
         "state": reached.state,
         "log": log_name(peer),
         "tail": None,

@@ -16,7 +16,7 @@ from p2pft_flower.report.stand_stills import sentence
 from p2pft_flower.report.status import PeerStatus, RunStatus
 from p2pft_flower.report.tables import number, render
 
-__all__ = ["as_dict", "status_table"]
+__all__ = ["as_dict", "span", "status_table"]
 
 _COLUMNS = (
     "peer",
@@ -36,7 +36,7 @@ _WAITS_LONG = 4.0
 """Seconds of waiting for another peer from which on it is told, as on the live page."""
 
 
-def _span(seconds: float | None) -> str:
+def span(seconds: float | None) -> str:
     """Return a time span for people: ``12 s``, ``4 min``, ``2 h 05 min``."""
     if seconds is None:
         return "–"
@@ -57,10 +57,10 @@ def status_table(status: RunStatus, now: float) -> str:
             str(p.peer),
             printable(p.name),
             _word(p),
-            _span(p.since),
+            span(p.since),
             str(p.iteration),
             f"{p.rate:.2f}" if p.rate else "–",
-            "–" if p.contact is None else f"{_span(p.contact)} ago",
+            "–" if p.contact is None else f"{span(p.contact)} ago",
             number(p.accuracy),
             number(p.accuracy_unseen),
             human_bytes(p.bytes_sent),
@@ -84,7 +84,7 @@ def _sentences(status: RunStatus, now: float) -> list[str]:
     lines.append(status.risk)
     if status.left is not None and status.left > 0:
         at = time.strftime("%H:%M", time.localtime(now + status.left))
-        lines.append(f"It is done in about {_span(status.left)}, at {at}, if it goes on like this.")
+        lines.append(f"It is done in about {span(status.left)}, at {at}, if it goes on like this.")
     elif any(p.state in ("slow", "silent", "ended") for p in status.peers):
         lines.append("The others wait for it: while the run stands still, when it is done is not known.")
     elif status.left is None:
@@ -104,7 +104,7 @@ def _word(peer: PeerStatus) -> str:
 
 def _been(peer: PeerStatus) -> str:
     state = _word(peer)
-    return f"is {state}" if peer.since is None else f"has been {state} for {_span(peer.since)}"
+    return f"is {state}" if peer.since is None else f"has been {state} for {span(peer.since)}"
 
 
 def _clock(moment: float) -> str:

@@ -141,6 +141,7 @@ def run_table(results: dict[str, Any]) -> str:
         f"{number(results['trainable_parameters'], ',')} trained of "
         f"{number(results['model_parameters'], ',')} parameters | {results['seconds']:.1f} s"
     )
+    lines += kept_lines(results)
     if private:
         lines += privacy_lines(results)
     lines += view_lines(results.get("views") or [])
@@ -168,6 +169,22 @@ def _class_lines(results: Mapping[str, Any]) -> list[str]:
         f"{auroc}balanced accuracy: mean {s['mean']:.4f}, min {s['min']:.4f}, max {s['max']:.4f}; lowest "
         f"recall {recall:.4f}: class {printable(worst['lowest_class'])} ({images} test {what}), peer {name}"
     ]
+
+
+def kept_lines(results: Mapping[str, Any]) -> list[str]:
+    """Return the lines on the best θ that the peers have kept; none if they end with their last one."""
+    rows = {row["peer"]: row["kept"] for row in results["peers"] if row.get("kept") is not None}
+    told: dict[str, list[int]] = {}
+    for peer, kept in rows.items():
+        score = f"{kept['by'].replace('-', ' ')} {kept['score']:.4f} on validation images"
+        told.setdefault(f"of iteration {kept['iteration']}, the best: {score}", []).append(peer)
+    lines = [
+        f"kept: θ {what}" if len(told) == 1 else f"peers {peers} kept: θ {what}"
+        for what, peers in told.items()
+    ]
+    if without := [peer for peer, kept in rows.items() if not kept["own"]]:
+        lines.append(f"peers {without} were not there then: their scores are those of their last θ")
+    return lines
 
 
 def _length(results: Mapping[str, Any]) -> str:

@@ -115,17 +115,18 @@ class Answers:
 
     def _copies(self, handed: pb.HandOver, terms: Terms) -> list[tuple[bytes, Body]]:
         """Return header and bytes of each payload, copied: so the bytes that are checked are those used."""
-        memory = self.segments.open(handed.segment, terms.payload_bytes)
+        memory = self.segments.open(handed.segment, terms.largest)
         copies: dict[tuple[int, int], Body] = {}
         for laid in handed.payloads:
             place = (laid.offset, laid.size)
             # Of a payload of a wrong size the mailbox need not see more than that.
-            end = laid.offset + min(laid.size, terms.payload_bytes + 1)
+            end = laid.offset + min(laid.size, terms.largest + 1)
             if end > len(memory):
                 reason = f"a payload of {laid.size} bytes at {laid.offset} in a segment of {len(memory)}"
                 raise Refused(pb.WRONG_LENGTH, reason)
             if place not in copies:
-                plain = laid.size == terms.payload_bytes and not terms.codec
+                # Of a table, of another type, only the mailbox says whether its numbers are finite.
+                plain = laid.size == terms.payload_bytes != 8 * terms.table and not terms.codec
                 dtype = terms.numpy_dtype if plain else None
                 copies[place] = self.segments.copy(memory, laid.offset, end - laid.offset, dtype)
         return [(laid.header, copies[laid.offset, laid.size]) for laid in handed.payloads]

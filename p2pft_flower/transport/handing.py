@@ -115,7 +115,7 @@ class HandOvers:
         try:
             if self._segment is None:
                 places = [(j, i) for j, receivers in edges.receivers.items() for i in self.near(receivers)]
-                self._segment = Segment(places, edges.terms.payload_bytes)
+                self._segment = Segment(places, edges.terms.largest)
             place = (sender, min(near))
             body = self._segment.lay(place, payload)
         except OSError as error:

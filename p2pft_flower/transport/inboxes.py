@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter, deque
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -16,6 +17,10 @@ from p2pft_flower.transport.wire import p2pft_pb2 as pb
 __all__ = ["Carried", "Edge", "Inbox", "Received", "Waiting"]
 
 Edge = tuple[int, int]
+
+
+def _never(_: int) -> bool:
+    return False
 
 
 class Received(NamedTuple):
@@ -49,19 +54,26 @@ class Waiting:
 
 @dataclass(frozen=True)
 class Carried:
-    """The positions that an edge carries: all phases of some iterations, the same ones in every period."""
+    """The positions that an edge carries.
+
+    These are all phases with vectors of some iterations, the same ones in every period; and before them, in
+    each iteration that has tables, every phase with one.
+    """
 
     turns: tuple[bool, ...]  # whether the edge carries iteration k, by k modulo the number of turns
     phases: int
+    rounds: int = 0  # the first phases, which carry tables
+    tables: Callable[[int], bool] = _never  # whether an iteration has tables
 
     def first(self, position: int) -> int:
         """Return the first position, from ``position`` on, that the edge carries."""
-        iteration = position // self.phases
-        if self.turns[iteration % len(self.turns)]:
-            return position
-        while not self.turns[iteration % len(self.turns)]:
-            iteration += 1
-        return iteration * self.phases
+        iteration, phase = divmod(position, self.phases)
+        while True:
+            if phase < self.rounds and self.tables(iteration):
+                return iteration * self.phases + phase
+            if self.turns[iteration % len(self.turns)]:
+                return iteration * self.phases + max(phase, self.rounds)
+            iteration, phase = iteration + 1, 0
 
 
 @dataclass

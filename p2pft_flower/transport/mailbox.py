@@ -4,7 +4,8 @@ Why bounded inboxes cannot deadlock, even with room for a single payload an edge
 --------------------------------------------------------------------------------
 Number the exchanges of a run by their position p = iteration · phases + phase. Each edge *carries* some of
 them: all, or, where weights change with the iteration, those of the iterations in which its weight is not
-zero. Sender and receiver know which ones from the graph. A *node* (a peer, or a host that steps several peers
+zero; and tables only in iterations that have some. Sender and receiver know which ones from the graph and the
+plan. A *node* (a peer, or a host that steps several peers
 in lock-step) does for p = 0, 1, 2, …:
 
     put(p)    put its payload of position p on every out-edge that carries p, in any order, one edge after
@@ -99,9 +100,12 @@ class Mailbox:
     turns : sequence of collections of (int, int), optional
         The edges that carry payloads in iteration 0, 1, …, after the last the first again; each edge is in
         one of them at least. Default: all in every iteration.
+    tables : callable, optional
+        Tells whether an iteration has tables, which all edges carry in the first phases of the iteration, as
+        many as the terms have rounds. Default: none has.
     capacity : int
         Payloads that may wait on an edge; default 1. With the one that waits for room, an edge holds at
-        most ``(capacity + 1) * terms.payload_bytes`` bytes.
+        most ``(capacity + 1) * terms.largest`` bytes.
 
     Attributes
     ----------
@@ -122,6 +126,7 @@ class Mailbox:
         capacity: int = 1,
         codec: Codec | None = None,
         turns: Sequence[Collection[Edge]] = (),
+        tables: Callable[[int], bool] = lambda _: False,
     ) -> None:
         if capacity < 1 or first_iteration < 0:
             raise ValueError(f"capacity = {capacity} must be >= 1, first_iteration = {first_iteration} >= 0")
@@ -133,7 +138,8 @@ class Mailbox:
         self._error: Exception | None = None
         self._inboxes: dict[Edge, Inbox] = {}
         for edge in sorted((int(j), int(i)) for j, i in edges):
-            carried = Carried(tuple(edge in turn for turn in turns) or (True,), terms.phases)
+            carries = tuple(edge in turn for turn in turns) or (True,)
+            carried = Carried(carries, terms.phases, terms.rounds, tables)
             if not any(carried.turns):
                 raise ValueError(f"edge {edge[0]} -> {edge[1]} carries nothing in any turn")
             first = carried.first(first_iteration * terms.phases)
@@ -357,20 +363,16 @@ class Mailbox:
                 pb.NOT_AUTHENTIC,
                 f"the certificate is peer {authenticated}'s, the header says peer {header.sender}",
             )
-        # Before the costly checks, so that a wrong size costs nothing to refuse.
-        if not terms.fits(len(payload)):
-            expected = f"at most {terms.payload_bytes}" if terms.codec else terms.payload_bytes
-            raise Refused(pb.WRONG_LENGTH, f"the payload has {len(payload)} bytes, expected {expected}")
+        # Before the costly checks, so that a wrong size costs nothing to refuse. Which of its exchanges have
+        # tables is the view's affair, and the payload may be of another view.
+        if not (terms.fits(len(payload)) or (terms.table and terms.tables.fits(len(payload)))):
+            raise Refused(pb.WRONG_LENGTH, _wrong_size(payload, terms))
         # The checksum comes before the header's content: a flipped bit is called that, in any field.
         if header.checksum != checksum(header, payload.hash):
             raise Refused(pb.CORRUPT, "the checksum does not fit header and payload")
-        if header.run != terms.run:
-            raise Refused(pb.WRONG_RUN, f"run {header.run[:64]!r} is not this one")
-        if header.view != terms.view:
-            status = pb.LATER if header.view > terms.view else pb.WRONG_VIEW
-            raise Refused(status, f"view {header.view}, here it is {terms.view}")
-        if (header.sender, header.receiver) not in self._inboxes:
-            raise Refused(pb.NOT_NEIGHBOUR, f"no edge {header.sender} -> {header.receiver} into this host")
+        terms = self._terms_at(header)
+        if not terms.fits(len(payload)):
+            raise Refused(pb.WRONG_LENGTH, _wrong_size(payload, terms))
         if header.dtype != terms.wire_dtype:
             raise Refused(
                 pb.WRONG_DTYPE, f"dtype number {header.dtype}, expected {pb.Dtype.Name(terms.wire_dtype)}"
@@ -379,8 +381,6 @@ class Mailbox:
             raise Refused(
                 pb.WRONG_LENGTH, f"the header tells {header.length} numbers, expected {terms.numbers}"
             )
-        if header.phase >= terms.phases:
-            raise Refused(pb.FAR_OFF, f"phase number {header.phase} of {terms.phases} phases")
         if not 0.0 <= header.share <= 1.0:  # also false for NaN
             raise Refused(pb.BAD_SHARE, f"share {header.share}, expected 0 to 1")
         if header.codec != terms.codec:
@@ -391,20 +391,33 @@ class Mailbox:
                 f"codec-step {header.step:g} in view {terms.view}, here it is {terms.step:g}: each host "
                 "computes it from the graph, so the two have other builds or libraries; set codec-step",
             )
-        return Received(self._vector(payload), header.share)
+        return Received(self._vector(payload, terms), header.share)
 
-    def _vector(self, payload: Body) -> npt.NDArray[np.floating]:
+    def _terms_at(self, header: pb.PayloadHeader) -> Terms:
+        """Return the terms of a payload of this view with this header; raise `Refused` if it is of none."""
+        terms = self.terms
+        if header.run != terms.run:
+            raise Refused(pb.WRONG_RUN, f"run {header.run[:64]!r} is not this one")
+        if header.view != terms.view:
+            status = pb.LATER if header.view > terms.view else pb.WRONG_VIEW
+            raise Refused(status, f"view {header.view}, here it is {terms.view}")
+        if (header.sender, header.receiver) not in self._inboxes:
+            raise Refused(pb.NOT_NEIGHBOUR, f"no edge {header.sender} -> {header.receiver} into this host")
+        if header.phase >= terms.phases:
+            raise Refused(pb.FAR_OFF, f"phase number {header.phase} of {terms.phases} phases")
+        return terms.at(header.phase)
+
+    def _vector(self, payload: Body, terms: Terms) -> npt.NDArray[np.floating]:
         if payload.vector is None:
-            vector = self._decoded(payload.data)
+            vector = self._decoded(payload.data, terms)
             if not (payload.finite or all_finite(vector)):
                 raise Refused(pb.NOT_FINITE, "the payload holds a NaN or an infinity")
             vector.flags.writeable = False
             payload.vector = vector
         return payload.vector
 
-    def _decoded(self, payload: bytes | memoryview) -> npt.NDArray[np.floating]:
-        terms = self.terms
-        if self._codec is None:
+    def _decoded(self, payload: bytes | memoryview, terms: Terms) -> npt.NDArray[np.floating]:
+        if self._codec is None or not terms.codec:
             return np.frombuffer(payload, terms.numpy_dtype)
         try:
             with np.errstate(all="ignore"):  # what is not finite is refused afterwards
@@ -477,3 +490,8 @@ class Mailbox:
             inbox.answer(pb.Reply(status=pb.SUPERSEDED, reason="a newer call brings the same payload"))
         inbox.waiting = Waiting(received, header.checksum, (header.sender, header.receiver))
         return inbox.waiting
+
+
+def _wrong_size(payload: Body, terms: Terms) -> str:
+    expected = f"at most {terms.payload_bytes}" if terms.codec else terms.payload_bytes
+    return f"the payload has {len(payload)} bytes, expected {expected}"

@@ -110,7 +110,7 @@ class Sending:
             The place in the run.
         vector : numpy.ndarray or bytes
             The payload's numbers, (``terms.numbers``,), of the terms' dtype; or the bytes that the terms'
-            codec made of them.
+            codec made of them. In the first phases, of tables: the table's numbers, float64.
         shares : mapping of int to float, optional
             The remote out-neighbours that receive the payload, each with b_ij of a column exchange. Default:
             all remote out-neighbours, with 1.
@@ -129,7 +129,7 @@ class Sending:
         terms, receivers = edges.terms, edges.receivers.get(sender, ())
         if not receivers:
             return
-        plain = _plain(sender, vector, terms)
+        plain = _plain(sender, vector, terms.at(phase))
         if shares is not None:
             if strangers := sorted(shares.keys() - set(receivers)):
                 raise ValueError(f"peer {sender} sends nothing to {strangers} in this view")

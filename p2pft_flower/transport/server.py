@@ -143,7 +143,7 @@ class PeerServer(Closing):
             EXCHANGE,
             self._methods(),
             addresses,
-            max_message=max(mailbox.terms.payload_bytes, gossip_limit(callers)),
+            max_message=max(mailbox.terms.largest, gossip_limit(callers)),
             max_calls=2 * edges + 2 * callers + 8,
             # Two from each caller (payloads, gossip), two that take their place when they broke, and some
             # room for preflights.
@@ -186,10 +186,10 @@ class PeerServer(Closing):
             When run and most bytes are not those of the old mailbox: the server was not made for them.
         """
         terms = self._views.now.mailbox.terms
-        if (mailbox.terms.run, mailbox.terms.payload_bytes) != (terms.run, terms.payload_bytes):
+        if (mailbox.terms.run, mailbox.terms.largest) != (terms.run, terms.largest):
             raise ValueError(
-                f"a server of run {terms.run!r} with payloads of {terms.payload_bytes} bytes cannot go on "
-                f"with run {mailbox.terms.run!r} and {mailbox.terms.payload_bytes} bytes"
+                f"a server of run {terms.run!r} with payloads of {terms.largest} bytes cannot go on "
+                f"with run {mailbox.terms.run!r} and {mailbox.terms.largest} bytes"
             )
         new = View.of(mailbox, out_edges)
         self._views.replace(lambda _: new)

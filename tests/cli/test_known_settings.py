@@ -30,6 +30,14 @@ WRONG = {
     "algorithm, a module": ("algorithm=no_such_module:Method", "cannot import 'no_such_module'"),
     "algorithm, a file": ("algorithm=mine.py:Methd", "'.*mine.py' has no 'Methd'"),
     "algorithm, a module beside": ("algorithm=mine:Method", "cannot import 'mine'"),
+    "keep, without images to choose by": (
+        "keep=best:loss",
+        "keep = 'best:loss' with validation = 0: .* give validation",
+    ),
+    "keep, of a strategy of Flower": (
+        "keep=best:loss validation=0.1 algorithm=fedavg",
+        "keep = 'best:loss' with algorithm = 'fedavg': .* have no edges to each other",
+    ),
     "model": ("model=vit_tinny", "model = 'vit_tinny' is unknown; .*; did you mean 'vit_tiny_patch16_224'"),
     "model, near": ("model=vit_tiny_patch16_225", "did you mean 'vit_tiny_patch16_224'"),
     "model, unsupported": (

@@ -34,6 +34,19 @@ def test_when_a_peer_is_killed_the_others_go_on_to_their_own_optimum(exchange, t
 
 
 @injects(Fault.KILL_ONE)
+def test_when_a_peer_is_killed_the_others_keep_the_theta_of_the_same_iteration(tmp_path):
+    keep = {"keep": "best:loss", "validation": 0.1, "iterations": 60}
+    with Federation(tmp_path, orders={3: HELD}, **keep) as peers:
+        peers.hold(3, "gradient 20")
+        peers.kill(3)
+        ended = peers.ended()
+        assert [p for p in peers.peers if ended[p].exitcode == 0] == SURVIVORS, peers.logs()
+        kept = [peers.journal(p)[-1]["kept"] for p in SURVIVORS]
+        assert kept == [{**kept[0], "by": "loss", "own": True}] * 5
+        assert 0 < kept[0]["iteration"] < 60
+
+
+@injects(Fault.KILL_ONE)
 def test_when_fewer_than_min_peers_are_left_they_stop_with_models_and_checkpoints(tmp_path):
     with Federation(tmp_path, orders={3: HELD}, checkpoint_every=10, **{"min-peers": 6}) as peers:
         peers.hold(3, "gradient 20")

@@ -20,9 +20,13 @@ from p2pft_flower.flower import client
 from p2pft_flower.flower.nodes import RunFailedError
 from p2pft_flower.keeping.checkpoints import checkpoint_files, checkpoint_folder
 from p2pft_flower.lab.ports import free_ports
+from p2pft_flower.learning.data.batches import Batches
 from p2pft_flower.learning.data.datasets import load_dataset
 from p2pft_flower.learning.exports import load_export
+from p2pft_flower.learning.feature_model import HeldFeatures
+from p2pft_flower.learning.minibatches import MiniBatches
 from p2pft_flower.learning.model.models import preprocessing
+from p2pft_flower.learning.objective import PeerObjective, tail_vector
 from p2pft_flower.report.results import read_results
 from tests.blocks import ROOT, blocks_of, commands_of
 from tests.cli.test_commands import invoke
@@ -136,6 +140,25 @@ def test_validation_scores_images_that_are_held_out(settings, tmp_path):
     scores = read_results(tmp_path)["peers"][0]["class_scores"]
     assert 38 <= scores["images"] <= 42
     assert all(scores["classes"]["support"])
+
+
+def test_the_best_theta_is_kept_by_validation_images_with_several_labels(settings, tmp_path):
+    run_app(
+        tmp_path, **settings | {"iterations": 6, "evaluate_every": 2, "validation": 0.25, "keep": "best:loss"}
+    )
+    kept = [peer["kept"]["iteration"] for peer in read_results(tmp_path)["peers"]]
+    assert kept == [6] * 4  # the loss falls from each evaluation to the next
+
+
+def test_a_peer_whose_held_out_images_have_no_label_has_a_loss_and_no_balanced_accuracy():
+    nothing, tail = torch.zeros((4, 3), dtype=torch.int64), torch.nn.Linear(2, 3)
+    images = HeldFeatures(np.ones((4, 2), np.float32), nothing.numpy())
+    batches = MiniBatches(images, Batches(4, 4, seed=0, peer=0))
+    found = PeerObjective(tail, batches, images, seed=0, peer=0, validation=[images]).validate(
+        tail_vector(tail)
+    )
+    assert found.loss > 0
+    assert found.balanced_accuracy is None
 
 
 # --- resumed, deployed, each site its own -------------------------------------------------------------------

@@ -32,6 +32,7 @@ from p2pft_flower.keeping.checkpoints import (
     restore_state,
     write_checkpoint,
 )
+from p2pft_flower.keeping.kept import Best
 from p2pft_flower.keeping.states import state_fields
 
 RNG = np.random.default_rng(0)
@@ -119,6 +120,37 @@ def test_what_is_written_is_read_again_bit_for_bit(state, tmp_path):
     assert replace(read, state={}) == replace(written, state={})
     again = restore_state(lambda: state, read, "p2pft")
     assert type(again) is type(state)
+
+
+@pytest.mark.parametrize("theta", [vector(), None], ids=["with its own θ", "without"])
+def test_the_best_theta_is_read_again_bit_for_bit(theta, tmp_path):
+    kept = Best(decided=20, iteration=10, score=0.1 + 0.2, theta=theta)
+    path = write_checkpoint(checkpoint(best=kept), checkpoint_folder(tmp_path, 3))
+    read, _ = read_checkpoint(path, "12", q=40)
+    assert read.best[:3] == kept[:3]
+    assert (read.best.theta is None) if theta is None else (read.best.theta.tobytes() == theta.tobytes())
+
+
+def test_without_a_best_theta_a_file_is_what_it_was(tmp_path):
+    path = write_checkpoint(checkpoint(), checkpoint_folder(tmp_path, 3))
+    assert b'"best' not in path.read_bytes()
+    assert read_checkpoint(path, "12")[0].best is None
+
+
+@pytest.mark.parametrize(
+    "best",
+    [
+        Best(20, 10, 0.5, vector(39)),
+        Best(20, 10, 0.5, vector(dtype=np.float64)),
+        Best(20, -1, 0.0, vector()),
+        Best(5, 10, 0.5, vector()),
+    ],
+    ids=["too short", "of another type", "of no iteration", "not decided on"],
+)
+def test_a_best_theta_that_cannot_be_is_refused(best, tmp_path):
+    path = write_checkpoint(checkpoint(best=best), checkpoint_folder(tmp_path, 3))
+    with pytest.raises(DataError, match="no checkpoint"):
+        read_checkpoint(path, "12")
 
 
 @pytest.fixture(scope="module")

@@ -581,7 +581,10 @@ def test_the_end_of_patience_is_raised_with_the_place_of_the_payload_and_reporte
         links.send(0, 6, 1, np.ones(8, np.float32))
         patience.enough.set()  # nobody waits in `send` or `flush`: it is found out all the same
         assert known.wait(PATIENCE)
-        with pytest.raises(PeerLostError, match="peer 0, edge 0 -> 1, iteration 6, phase 1: it is gone"):
+        with pytest.raises(
+            PeerLostError,
+            match=r"peer 0, edge 0 -> 1, iteration 6, phase 1: peer 1 is lost \(crashed\): it is gone",
+        ):
             links.flush(PATIENCE)
     assert len(reported) == 1
 
@@ -592,7 +595,9 @@ def test_who_waits_to_send_asks_although_the_call_is_still_under_way(peer):
         for phase in range(2):
             links.send(0, 0, phase, np.ones(8, np.float32))
         patience.enough.set()
-        with pytest.raises(PeerLostError, match="iteration 0, phase 1: it is gone"):
+        with pytest.raises(
+            PeerLostError, match=r"iteration 0, phase 1: peer 1 is lost \(crashed\): it is gone"
+        ):
             links.send(0, 1, 0, np.ones(8, np.float32))
 
 

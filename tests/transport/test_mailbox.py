@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import logging
+import re
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -245,8 +247,8 @@ def test_what_ends_the_patience_is_raised_with_the_place_that_waited(mailbox):
     def patience(sender):
         return PeerLostError("it is gone", lost=sender, how=Loss.CRASHED, deadline=7.0)
 
-    says = "peer 0, edge 1 -> 0, iteration 0, phase 1, deadline 7 s: it is gone"
-    with pytest.raises(PeerLostError, match=says) as caught:
+    says = "peer 0, edge 1 -> 0, iteration 0, phase 1, deadline 7 s: peer 1 is lost (crashed): it is gone"
+    with pytest.raises(PeerLostError, match=re.escape(says)) as caught:
         mailbox.take(0, 1, 0, 1, PATIENCE, patience)
     assert (caught.value.lost, caught.value.how) == (1, Loss.CRASHED)
 
@@ -338,6 +340,77 @@ def test_a_payload_of_two_vectors_has_twice_as_many_numbers():
     for numbers, cause in ((4, "WRONG_LENGTH"), (8, "ACCEPTED")):
         header, payload = message(box.terms, (1, 0), 0, 0, np.ones(numbers, np.float32), length=numbers)
         assert name(deliver(box, header, payload, PATIENCE)) == cause
+
+
+# Tables, which come before the vectors of some iterations
+
+TABLES = Terms("run", 4, phases=4, rounds=2, table=6, view=3)
+
+
+def table(box, iteration, phase, values=(1, 2, 3, 4, 5, 6), **other):
+    sent = np.asarray(values, other.pop("kind", np.float64))
+    return put(box, iteration, phase, vector=sent, **{"length": 6, "dtype": 2, **other})
+
+
+def test_rounds_of_tables_come_before_the_vectors_and_only_in_iterations_that_have_some():
+    box = Mailbox(TABLES, EDGES, first_iteration=1, tables=lambda k: k != 2)
+    values = np.array([1.0, 1e-300, -0.0, 2**53, 0.1, 6.0])
+    for iteration, phase in ((1, 0), (1, 1), (1, 2), (1, 3), (2, 2), (2, 3), (3, 0)):
+        assert put(box, iteration, (phase + 1) % 4, vector=np.zeros(4, np.float32)) != "ACCEPTED"
+        if phase < 2:
+            assert table(box, iteration, phase, values) == "ACCEPTED"
+            assert box.take(0, 1, iteration, phase, PATIENCE).vector.tobytes() == values.tobytes()
+        else:
+            assert put(box, iteration, phase) == "ACCEPTED"
+            assert box.take(0, 1, iteration, phase, PATIENCE).vector.dtype == np.float32
+    with pytest.raises(ValueError, match="iteration 3, phase 0 asked for, but iteration 3, phase 1 is next"):
+        box.take(0, 1, 3, 0, PATIENCE)
+
+
+def test_tables_go_along_edges_that_carry_no_vector_in_their_iteration():
+    box = Mailbox(TABLES, EDGES, turns=[[(1, 0)], EDGES], tables=lambda k: k == 2)
+    for iteration, phase in ((1, 2), (1, 3), (2, 0), (2, 1), (3, 2)):
+        put_there = table if phase < 2 else put
+        assert put_there(box, iteration, phase, edge=(2, 0)) == "ACCEPTED"
+        box.take(0, 2, iteration, phase, PATIENCE)
+
+
+@pytest.mark.parametrize(
+    ("cause", "change"),
+    [
+        ("WRONG_LENGTH", {"values": (1, 2, 3, 4, 5)}),
+        ("WRONG_LENGTH", {"values": np.zeros(4), "kind": np.float32}),  # as long as a vector
+        ("WRONG_LENGTH", {"length": 4}),
+        ("WRONG_DTYPE", {"dtype": 1}),
+        ("NOT_FINITE", {"values": (1, 2, 3, 4, 5, np.nan)}),
+        ("WRONG_DTYPE", {"codec": "q4"}),
+        ("WRONG_VIEW", {"view": 2}),
+    ],
+    ids=str,
+)
+def test_a_wrong_table_is_refused_and_changes_nothing(cause, change):
+    box = Mailbox(TABLES, EDGES, tables=lambda _: True)
+    assert table(box, 0, 0, **change) == cause
+    assert table(box, 0, 0) == "ACCEPTED"
+
+
+def test_a_table_in_the_place_of_a_vector_is_refused():
+    box = Mailbox(TABLES, EDGES)
+    assert table(box, 0, 2) == "WRONG_LENGTH"
+    assert put(box, 0, 2) == "ACCEPTED"
+
+
+def test_a_table_of_a_later_view_with_more_rounds_is_no_fault():
+    """Whoever adopts a view first sends its tables to those that have not, and shall send them again."""
+    box = Mailbox(replace(TABLES, phases=3, rounds=1), EDGES, tables=lambda _: True)
+    assert table(box, 0, 1, view=4) == "LATER"
+
+
+def test_a_table_is_a_plain_payload_beside_encoded_vectors():
+    terms = replace(Q4, phases=2, rounds=1, table=6)
+    box = Mailbox(terms, [(1, 0)], codec=make_codec("q4"), tables=lambda _: True)
+    assert table(box, 0, 0) == "ACCEPTED"
+    assert box.take(0, 1, 0, 0, PATIENCE).vector.tolist() == [1, 2, 3, 4, 5, 6]
 
 
 # Edges that carry something in some iterations only

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
+import numpy.typing as npt
 
 from p2pft_flower.errors import DataError
 from p2pft_flower.learning.data.label_arrays import draw_groups, held_classes
 from p2pft_flower.learning.data.names import some_names
+from p2pft_flower.learning.data.partitions import Partition
 from p2pft_flower.learning.data.splits import Dataset
 
-__all__ = ["held_out"]
+__all__ = ["held_out", "held_out_by_each"]
 
 log = logging.getLogger(__name__)
 
@@ -37,21 +40,14 @@ def held_out(data: Dataset, share: float, seed: int) -> Dataset:
     DataError
         When no class has two training images.
     """
-    rng = np.random.default_rng(seed)
-    groups = draw_groups(data.train.labels)
-    chosen = []
-    for group in range(len(data.classes) + 1):
-        of_class = rng.permutation(np.flatnonzero(groups == group))
-        number = min(max(1, round(share * len(of_class))), len(of_class) - 1)
-        chosen.append(of_class[: max(0, number)])
-    scored = np.sort(np.concatenate(chosen))
+    labels = data.train.labels
+    scored = _drawn(labels, len(data.classes), share, np.random.default_rng(seed))
     if not len(scored):
         raise DataError(
             f"validation = {share:g}: no class of {data.name!r} has two training images, one to train on and "
             "one to hold out"
         )
-    left = np.setdiff1d(np.arange(len(groups)), scored)
-    labels = data.train.labels
+    left = np.setdiff1d(np.arange(len(labels)), scored)
     if len(lost := np.setdiff1d(held_classes(labels), held_classes(labels[left]))):
         log.warning(
             "validation = %g holds out all images with %s: they are scored, and nobody can learn them",
@@ -59,3 +55,53 @@ def held_out(data: Dataset, share: float, seed: int) -> Dataset:
             some_names([data.classes[k] for k in lost]),
         )
     return replace(data, train=data.train.at(left), test=data.train.at(scored))
+
+
+def held_out_by_each(
+    dealt: Partition, data: Dataset, share: float, seed: int, here: Sequence[int]
+) -> Partition:
+    """Return the positions of the training images that each peer holds out of its own, by peer.
+
+    Parameters
+    ----------
+    dealt : list of (N_i,) int64 arrays
+        Positions of each peer's training images.
+    data : Dataset
+        The images.
+    share : float
+        As for :func:`held_out`, of each class of each peer's images.
+    seed : int
+        Number that decides the draws, together with the peer's.
+    here : sequence of int
+        The peers whose images are on this machine; a warning names those that can hold none out.
+
+    Raises
+    ------
+    DataError
+        When no peer can hold an image out, and all are here.
+    """
+    labels, found = data.train.labels, []
+    for peer, own in enumerate(dealt):
+        # 1: another draw than that of images to be scored on instead of the test images.
+        rng = np.random.default_rng([seed, peer, 1])
+        found.append(own[_drawn(labels[own], len(data.classes), share, rng)])
+    without = [peer for peer in here if not len(found[peer])]
+    if len(without) == len(dealt):
+        raise DataError(
+            f"validation = {share:g}: no peer has two training images of a class, one to train on and one to "
+            "hold out to choose the best θ by; keep = last needs none"
+        )
+    for peer in without:
+        log.warning("peer %d has no two images of a class to hold one out: it does not choose", peer)
+    return found
+
+
+def _drawn(
+    labels: npt.NDArray[np.int64], classes: int, share: float, rng: np.random.Generator
+) -> npt.NDArray[np.int64]:
+    chosen, groups = [np.empty(0, np.int64)], draw_groups(labels)
+    for group in range(classes + 1):
+        of_class = rng.permutation(np.flatnonzero(groups == group))
+        number = min(max(1, round(share * len(of_class))), len(of_class) - 1)
+        chosen.append(of_class[: max(0, number)])
+    return np.sort(np.concatenate(chosen))

@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import xxhash
-from PIL import Image
 
 from p2pft_flower.config import LearningConfig
 from p2pft_flower.errors import ConfigError, DataError
@@ -21,7 +20,7 @@ from p2pft_flower.learning.data.class_groups import class_owners
 from p2pft_flower.learning.data.data_digest import images_digest, listed_images
 from p2pft_flower.learning.data.dataset_names import refuse_data_dir
 from p2pft_flower.learning.data.datasets import load_dataset
-from p2pft_flower.learning.data.held_out import held_out
+from p2pft_flower.learning.data.held_out import held_out, held_out_by_each
 from p2pft_flower.learning.data.label_arrays import check_several, held_classes
 from p2pft_flower.learning.data.names import some_names
 from p2pft_flower.learning.data.partitions import Partition, draw_shots, partition_images, resolve_partition
@@ -112,15 +111,16 @@ class Holdings:
         if config.sited:
             found = self._sites.dataset
         else:
+            scored_on_held_out = config.validation > 0 and not config.keeps_best
             found = load_dataset(
                 config.dataset,
                 config.data_dir,
                 download=config.download,
                 verify=config.verify,
                 missing_ok=config.bad_images == "skip",
-                untested=config.validation > 0,
+                untested=scored_on_held_out,
             ).within(self._most)
-            if config.validation:
+            if scored_on_held_out:
                 found = held_out(found, config.validation, config.seed)
         check_several(config, several=found.several_labels)
         if self._classes is not None and tuple(self._classes) != found.classes:
@@ -209,35 +209,6 @@ class Holdings:
         folders = {p: _with_pixels(f, surveys[p].pixels) for p, f in self._sites.folders.items()}
         return replace(self._sites, folders=folders).dataset
 
-    @staticmethod
-    def picture_of(
-        file: Path, window: Range | None, most: int | None = None, dicom: Range | None = None
-    ) -> Image.Image:
-        """Return an image file from outside the dataset as a picture.
-
-        Parameters
-        ----------
-        file : Path
-            The file.
-        window : (float, float) or None
-            The values that stand for black and for white in deep samples; None: those that the file declares.
-        most : int, optional
-            The most pixels of the image.
-        dicom : (float, float), optional
-            The same as ``window`` for deep grey DICOM samples, instead of it and of the file's own window.
-
-        Raises
-        ------
-        ConfigError
-            When the image's black and white samples are unknown.
-        DataError
-            When the file cannot be read; the message names it.
-        """
-        if file.exists() and not file.is_file():  # reading a pipe would block
-            raise DataError(f"{file}: not a readable image (no regular file)")
-        alone = Split.of_files([file], np.zeros(1, dtype=np.int64), most)
-        return replace(alone, pixels=survey([alone], window, f"{file}'s", dicom).pixels).picture(0)
-
     def statistics(self, peer: int) -> Statistics | None:
         """Return statistics of some of the peer's training pictures; None if none can be read."""
         if self.dataset.width:
@@ -269,13 +240,9 @@ class Holdings:
         config = self.config
         dealt = not config.sited and config.partition.startswith(("auto", BY))
         columns = self.dataset.train.columns if dealt else {}
+        several = dealt and self.several_labels
         spec = resolve_partition(
-            config.partition,
-            config.dataset,
-            self.n,
-            self.classes,
-            columns,
-            several=dealt and self.several_labels,
+            config.partition, config.dataset, self.n, self.classes, columns, several=several
         )
         if self.config.stream and not self.config.sited and not spec.startswith("classes:"):
             raise ConfigError(
@@ -288,6 +255,28 @@ class Holdings:
     @cached_property
     def shares(self) -> Partition:
         """Positions in the training split, one array for each of the n peers, pooled or not.
+
+        Without the images that the peers hold out to choose their best θ by (:attr:`validations`).
+        """
+        if not self.config.keeps_best:
+            return self._dealt
+        return [np.setdiff1d(d, v) for d, v in zip(self._dealt, self.validations, strict=True)]
+
+    @cached_property
+    def validations(self) -> Partition:
+        """Positions in the training split of the images by which the peers choose their best θ, by peer.
+
+        Raises
+        ------
+        DataError
+            When no peer, of all n, has any.
+        """
+        config, data = self.config, self.dataset
+        return held_out_by_each(self._dealt, data, config.validation, config.seed, self.here)
+
+    @cached_property
+    def _dealt(self) -> Partition:
+        """Positions in the training split, one array for each of the n peers, with those that are held out.
 
         With ``bad-images = skip``, unreadable images are left out before shots are drawn and images dealt.
         """
@@ -415,7 +404,7 @@ class Holdings:
             When an image cannot be read; the message names it.
         """
         if not self.config.stream:  # a stream checks its images itself
-            mine = np.unique(np.concatenate([self.partition[p] for p in peers]))
+            mine = np.unique(np.concatenate([self._held(p) for p in peers]))
             require_readable(self.pictures.train, mine, "training")
         require_readable(self.pictures.test, self.test_positions, "test")
 
@@ -451,10 +440,17 @@ class Holdings:
         return PeerData(
             len(mine),
             tuple(self.dataset.classes[c] for c in labels),
-            "" if self._untold else images_digest(train, mine, self.classes, self._seen["train"]),
+            "" if self._untold else images_digest(train, self._held(peer), self.classes, self._seen["train"]),
             self.test_digest(peer),
             self.config.pixel_range if self.pooled else self.config.pixel_range_of(peer),
         )
+
+    def _held(self, peer: int) -> npt.NDArray[np.int64]:
+        """Return the positions of the images that ``peer`` trains on, then of those that it holds out."""
+        if not self.config.keeps_best:
+            return self.partition[peer]
+        owners = range(self.n) if self.pooled else [peer]
+        return np.concatenate([self.partition[peer], *(self.validations[p] for p in owners)])
 
     @property
     def _untold(self) -> bool:
@@ -469,7 +465,7 @@ class Holdings:
         data, seen = self.dataset, self._seen
         own = self.config.sited and not self.pooled
         test = self.tests[peer] if own else self.test_positions
-        mine = self.partition[peer]
+        mine = self._held(peer)
         train = None if self._untold else listed_images(data.train, mine, self.classes, seen["train"])
         return train, listed_images(data.test, test, self.classes, seen["test"])
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -66,6 +67,12 @@ class Terms:
         Most bytes of an encoded payload; default 0, without a codec.
     step : float
         The codec's step γ in the view; default 0, without a codec.
+    rounds : int
+        Number of exchanges, the first ones of an iteration, whose payloads are tables of scores and no
+        vectors; ``phases`` counts them. Default 0.
+    table : int
+        The number of numbers of a table, which are float64, without a codec; the same in each view of a run.
+        Default 0.
 
     Raises
     ------
@@ -84,6 +91,8 @@ class Terms:
     vectors: int = 1
     most_bytes: int = 0
     step: float = 0.0
+    rounds: int = 0
+    table: int = 0
 
     def __post_init__(self) -> None:
         dtype = np.dtype(self.dtype).newbyteorder("<").str
@@ -95,7 +104,9 @@ class Terms:
         for name, least in (("length", 1), ("phases", 1), ("view", 0)):
             if getattr(self, name) < least:
                 raise ConfigError(f"{name} = {getattr(self, name)}: must be at least {least}")
-        if max(self.nbytes, self.payload_bytes) > MAX_PAYLOAD:
+        if self.rounds and not self.table:
+            raise ConfigError(f"{self.rounds} exchanges of tables without a number in them")
+        if max(self.nbytes, self.largest) > MAX_PAYLOAD:
             raise ConfigError(
                 f"a payload of {self.numbers} numbers of {np.dtype(dtype)} has {self.payload_bytes} bytes, "
                 f"more than the {MAX_PAYLOAD} one message can carry: train fewer parameters, or in float32"
@@ -121,8 +132,22 @@ class Terms:
         """Most bytes of one payload; without a codec every payload has as many."""
         return self.most_bytes if self.codec else self.vectors * self.nbytes
 
+    @property
+    def largest(self) -> int:
+        """Most bytes of any payload of the run, be it vectors or a table."""
+        return max(self.payload_bytes, 8 * self.table)
+
+    @cached_property
+    def tables(self) -> Terms:
+        """The terms as payloads with a table have them."""
+        return replace(self, length=self.table, dtype="<f8", codec="", vectors=1, most_bytes=0, step=0.0)
+
+    def at(self, phase: int) -> Terms:
+        """Return the terms as the payloads of an exchange have them: length, dtype and codec are theirs."""
+        return self.tables if phase < self.rounds else self
+
     def fits(self, size: int) -> bool:
-        """Tell whether a payload may have ``size`` bytes."""
+        """Tell whether a payload of vectors may have ``size`` bytes."""
         return size <= self.payload_bytes if self.codec else size == self.payload_bytes
 
     def phase_name(self, phase: int) -> str:
@@ -194,6 +219,7 @@ def encode_headers(
     payload_hash : int
         The xxh3_64 of the payload's bytes (:func:`checksum`).
     """
+    terms = terms.at(phase)
     header = pb.PayloadHeader(
         run=terms.run,
         view=terms.view,
@@ -230,7 +256,7 @@ def fetched(
 ) -> pb.Fetched:
     """Return the answer that carries the donor's ``vector``, (q,), along ``edge`` = (donor, asking peer)."""
     raw = vector.astype(terms.numpy_dtype, copy=False).tobytes()
-    plain = replace(terms, codec="", vectors=1, step=0.0)
+    plain = replace(terms, codec="", vectors=1, step=0.0, rounds=0)
     header = encode_header(plain, edge, iteration, 0, share=1.0, payload_hash=xxhash.xxh3_64_intdigest(raw))
     return pb.Fetched(status=pb.ACCEPTED, header=decode_header(header), vector=raw)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -11,7 +13,9 @@ from p2pft_flower.errors import DataError
 from p2pft_flower.learning.data.held_out import held_out
 from p2pft_flower.learning.data.holdings import Holdings
 from p2pft_flower.learning.data.splits import Dataset, Split
+from p2pft_flower.learning.objective import answers_of
 from p2pft_flower.learning.tails import load_tail
+from p2pft_flower.learning.workload import Workload
 from p2pft_flower.report.results import read_results
 from tests.flower.engine import run_app
 
@@ -89,3 +93,83 @@ def test_a_tail_of_a_run_on_held_out_images_is_scored_on_the_same_images_again(t
     tail = load_tail(tmp_path / first["tail"])
     assert tail.same_images
     assert tail.workload.score(tail.theta).accuracy == first["accuracy"]
+
+
+# --- of each peer's own images, to choose the best θ by ---
+
+BEST = {"keep": "best:loss", "validation": 0.25}
+
+
+def test_each_peer_holds_out_a_share_of_each_class_of_its_own_images_and_does_not_train_on_them():
+    plain, held = (Holdings(LearningConfig(shots=12, partition="iid", **keys), 4) for keys in ({}, BEST))
+    labels = plain.dataset.train.labels
+    for dealt, mine, scored in zip(plain.shares, held.shares, held.validations, strict=True):
+        assert sorted([*mine, *scored]) == sorted(dealt)
+        for label in range(10):
+            of_class, out = (labels[dealt] == label).sum(), (labels[scored] == label).sum()
+            assert out == (0 if of_class < 2 else max(1, round(0.25 * of_class)))
+    assert held.test_digest(0) == plain.test_digest(0)  # results are of all test images
+    assert held.data(0).images == len(held.shares[0])  # what epochs, weights and privacy count
+
+
+def test_a_site_draws_its_own_alone_as_all_draw_in_one_process(tmp_path):
+    for peer in range(2):
+        for split, number in (("train", 8), ("test", 2)):
+            for k in range(2 * number):
+                file = tmp_path / f"site-{peer}" / split / "ab"[k % 2] / f"{k}.png"
+                file.parent.mkdir(parents=True, exist_ok=True)
+                Image.new("L", (4, 4), 40 * peer + k).save(file)
+    config = LearningConfig(dataset=f"folder:{tmp_path}/site-{{peer}}", **BEST)
+    together, alone = Holdings(config, 2), Holdings(config, 2, peers=[1])
+
+    def names(holdings, positions):
+        return [holdings.dataset.train.files[int(k)] for k in positions]
+
+    assert names(together, together.validations[1]) == names(alone, alone.validations[1])
+    assert names(together, together.shares[1]) == names(alone, alone.shares[1])
+    assert [len(v) for v in together.validations] == [4, 4]
+    assert len(alone.validations[0]) == 0  # another site's folder is not read
+    assert len(alone.test_positions) == 4
+
+
+def test_peers_without_two_images_of_a_class_do_not_choose_and_not_all_may_be_such(caplog):
+    with pytest.raises(DataError, match=r"validation = 0.25: no peer has two training images of a class"):
+        Holdings(LearningConfig(shots=1, **BEST), 4).validations  # noqa: B018
+    config = LearningConfig(shots=2, partition="classes:0,1-9", **BEST)
+    assert [len(v) for v in Holdings(config, 2).validations] == [1, 9]
+    found = Holdings(LearningConfig(shots=2, partition="iid", **BEST), 6).validations
+    empty = [p for p, v in enumerate(found) if not len(v)]
+    assert 0 < len(empty) < 6
+    assert [r.getMessage() for r in caplog.records if "does not choose" in r.getMessage()] == [
+        f"peer {p} has no two images of a class to hold one out: it does not choose" for p in empty
+    ]
+
+
+def test_pooled_images_are_scored_by_the_mean_of_the_peers_own_scores():
+    config = LearningConfig(shots=4, tune="head", **BEST)
+    theta = Workload(config, 4).theta0
+    own = [o.validate(theta) for o in Workload(config, 4).objectives(range(4)).values()]
+    (pooled,) = Workload(config, 4, pooled="uniform").objectives([0]).values()
+    assert pooled.validate(theta).loss == pytest.approx(np.mean([s.loss for s in own]))
+    assert pooled.validate(theta).balanced_accuracy == pytest.approx(
+        np.mean([s.balanced_accuracy for s in own])
+    )
+
+
+def test_validation_scores_are_those_of_scikit_learn_on_the_images_that_are_held_out():
+    from sklearn.metrics import balanced_accuracy_score
+
+    workload = Workload(LearningConfig(shots=12, tune="head", partition="iid", **BEST), 2)
+    theta = np.random.default_rng(0).normal(size=workload.theta0.size).astype(np.float32)
+    objective = workload.objectives([0])[0]
+    held, split = workload.holdings.validations[0], workload.holdings.pictures.train
+    given = answers_of(workload.tail, theta, workload.network.features(split, held, "held out"))
+    assert given.labels.tolist() == split.labels[held].tolist()
+    scores = objective.validate(theta)
+    assert scores.loss == pytest.approx(given.losses.mean().item())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # classes that are answered and not there
+        expected = balanced_accuracy_score(given.labels, given.predicted)
+    assert scores.balanced_accuracy == pytest.approx(expected)
+    gradients = [objective.gradient(theta), workload.objectives([0])[0].gradient(theta)]
+    assert gradients[0].tobytes() == gradients[1].tobytes()  # scoring changes no gradient

@@ -11,6 +11,7 @@ from PIL import Image
 from p2pft_flower.config import LearningConfig
 from p2pft_flower.errors import ConfigError, DataError
 from p2pft_flower.learning.data.holdings import Holdings
+from p2pft_flower.learning.data.lone_picture import picture_of
 from p2pft_flower.learning.data.splits import Dataset, Split
 from p2pft_flower.learning.data.survey import statistics_of, survey
 from p2pft_flower.learning.workload import Workload
@@ -418,12 +419,12 @@ def test_an_image_of_ones_own_becomes_a_picture_as_the_datasets_do(tmp_path):
     with pytest.raises(
         ConfigError, match=r"own\.png's images: 1 of 16-bit unsigned PNG samples, as .*, hold"
     ):
-        Holdings.picture_of(file, None)
-    shown = Holdings.picture_of(file, (0.0, 4080.0))
+        picture_of(file, None)
+    shown = picture_of(file, (0.0, 4080.0))
     np.testing.assert_array_equal(np.asarray(shown), np.rot90(LEVELS[0], -1))
 
 
 def test_a_pipe_is_no_image_of_ones_own_and_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "mine.png")
     with pytest.raises(DataError, match=r"mine\.png: not a readable image \(no regular file\)"):
-        Holdings.picture_of(tmp_path / "mine.png", None)
+        picture_of(tmp_path / "mine.png", None)
