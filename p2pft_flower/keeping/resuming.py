@@ -327,9 +327,31 @@ def image_differences(before: KnownImages, now: KnownImages, config: Settings) -
     return found
 
 
-def accepts_changes(config: Settings) -> bool:
-    """Return whether a run goes on with other images: ε counts on the same ones if gradients are private."""
-    return config.get("data-changed") == "accept" and not config.get("dp-clip")
+def accepts_changes(config: Settings, what: str) -> bool:
+    """Return whether a run goes on with other ``training`` or ``test`` images.
+
+    If gradients are private, ε counts on the same ones. With ``keep = best:…`` others would be held out of
+    other training images: θ, which has learned some of them, would be chosen by these.
+    """
+    if config.get("data-changed") != "accept" or config.get("dp-clip"):
+        return False
+    return what != "training" or not _keeps_best(config)
+
+
+def _keeps_best(config: Settings) -> bool:
+    return str(config.get("keep", "")).startswith("best:")
+
+
+def _remedy(config: Settings, what: str) -> str:
+    """Return what to do, or why nothing can be done, if a peer's images are other ones."""
+    if config.get("dp-clip"):
+        return "with private gradients a run goes on with the same images only"
+    if what == "training" and _keeps_best(config):
+        return (
+            "with keep = best:… a run goes on with the same training images only: others would be held out, "
+            "among them some that θ has learned"
+        )
+    return "data-changed = accept goes on with those of now"
 
 
 def data_differences(
@@ -363,15 +385,10 @@ def data_differences(
     if before is None:
         return [f"peer {peer}'s images: the checkpoint does not say by what they are known again"]
     found = []
-    if not accepts_changes(config):
-        remedy = (
-            "with private gradients a run goes on with the same images only"
-            if config.get("dp-clip")
-            else "data-changed = accept goes on with those of now"
-        )
-        for what, told in image_differences(before, now, config).items():
+    for what, told in image_differences(before, now, config).items():
+        if not accepts_changes(config, what):
             more = f": {details[what]}" if what in details else ""
-            found.append(f"peer {peer}'s {what} images: {told}{more} ({remedy})")
+            found.append(f"peer {peer}'s {what} images: {told}{more} ({_remedy(config, what)})")
     ranges = (before.pixel_range, now.pixel_range)
     same_key = earlier.get("pixel-range") == config.get("pixel-range")  # else reported already
     if all(ranges) and ranges[0] != ranges[1] and same_key:

@@ -17,7 +17,8 @@ from safetensors import SafetensorError, safe_open
 from p2pft_flower.config import LearningConfig
 from p2pft_flower.errors import ConfigError, DataError
 from p2pft_flower.learning.bootstrap import Intervals, intervals
-from p2pft_flower.learning.data.dataset_names import reads_data_dir
+from p2pft_flower.learning.data.dataset_names import data_dir_of
+from p2pft_flower.learning.data.holdings import Holdings
 from p2pft_flower.learning.data.image_settings import ImageSettings
 from p2pft_flower.learning.objective import Answers, Evaluation, prediction_rows, scores_of
 from p2pft_flower.learning.workload import TAIL_SCHEMA, Workload
@@ -179,8 +180,8 @@ def load_tails(
     for file in files:
         tensors, metadata = _read(file)
         values = _settings(metadata, file)
-        if not reads_data_dir(dataset or values.get("dataset", "")):
-            values.pop("data_dir", None)  # it belongs to another dataset
+        run_dataset = values.get("dataset", "")
+        values["data_dir"] = data_dir_of(dataset or run_dataset, run_dataset, values.get("data_dir", ""))
         chosen = {
             "dataset": dataset,
             "data_dir": data_dir,
@@ -192,6 +193,8 @@ def load_tails(
         config = LearningConfig(**{**values, "partition": "auto", "stream": False, "shots": 0})
         config = _with_own_range(config, metadata, file, given=pixel_range is not None)
         place = _place(config, metadata, file)
+        if config.dataset != run_dataset:
+            config = _with_own_test(config, place, metadata, file)
         key = (config, *place.values())
         if key not in workloads:
             width = _number({"width": "0", **metadata}, "width", file, least=0)
@@ -334,6 +337,24 @@ def _with_own_range(
             f"with --pixel-range which samples are black and white in {config.dataset!r}"
         )
     return replace(config, pixel_range=config.pixel_range_of(_peer(metadata, file)))
+
+
+def _with_own_test(
+    config: LearningConfig, place: dict[str, Any], metadata: dict[str, str], file: Path
+) -> LearningConfig:
+    """Return ``config``, with which a tail is scored on another dataset than its run's, for its test images.
+
+    A run that was scored on held-out training images (``validation``) is scored on them again if they lie at
+    another path; of another dataset the test images count, and none is held out.
+    """
+    if not config.validation or config.keeps_best:
+        return config
+    if not config.sited and "test-digest" in metadata:
+        with contextlib.suppress(DataError):
+            there = Holdings(config, **place, classes=_classes(metadata, file))
+            if there.test_digest(there.here[0]) == metadata["test-digest"]:
+                return config
+    return replace(config, validation=0.0)
 
 
 def _peer(metadata: dict[str, str], file: Path) -> int:

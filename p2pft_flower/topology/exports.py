@@ -93,7 +93,10 @@ def _json(text: bytes) -> dict[str, Any] | None:
     nodes = data["nodes"]
     if not isinstance(nodes, list) or not all(isinstance(n, dict) and _is_name(n.get("id")) for n in nodes):
         raise TopologyError('nodes: give a list of objects with an "id" that is text or a whole number')
-    held = next((key for key in ("edges", "links", "adjacency") if key in data), "")
+    there = [key for key in ("edges", "links", "adjacency") if key in data]
+    held = there[0] if there else ""
+    if len(there) > 1:
+        raise TopologyError(f"it has {' and '.join(there)}: keep the one that has the graph's edges")
     if not held:
         raise TopologyError(
             'it has nodes, and no "edges" or "links" (node-link JSON) or "adjacency" (adjacency JSON)'
@@ -101,6 +104,7 @@ def _json(text: bytes) -> dict[str, Any] | None:
     if not isinstance(data[held], list) or (held == "adjacency" and len(data[held]) != len(nodes)):
         raise TopologyError(f"{held}: give a list{', one for each node' if held == 'adjacency' else ''}")
     try:
+        data["graph"] = dict(data.get("graph") or {})  # adjacency JSON has a list of pairs
         if held == "adjacency":
             graph = nx.adjacency_graph(data)
         else:
@@ -110,7 +114,34 @@ def _json(text: bytes) -> dict[str, Any] | None:
         missing = f"an entry lacks {error}" if isinstance(error, KeyError) else _words(error)
         raise TopologyError(f"{held}: {missing}") from error
     _require_nodes(graph, [node["id"] for node in nodes])
+    if not graph.is_multigraph():
+        _refuse_repeated(data, held, directed=graph.is_directed())
     return _parts(graph)
+
+
+def _refuse_repeated(data: dict[str, Any], held: str, *, directed: bool) -> None:
+    """Refuse an edge that JSON lists twice: networkx would keep what the last one says, in silence.
+
+    Adjacency JSON lists each edge of an undirected graph at both ends, with the same weight.
+    """
+    if held == "adjacency":
+        ids = [node["id"] for node in data["nodes"]]
+        edges = [
+            (j, to["id"], to.get("weight")) for j, row in zip(ids, data[held], strict=True) for to in row
+        ]
+    else:
+        edges = [(edge["source"], edge["target"], edge.get("weight")) for edge in data[held]]
+    both = held == "adjacency" and not directed
+    weights: dict[Any, Any] = {}
+    for j, i, weight in edges:
+        pair = (j, i) if directed or both else frozenset((j, i))
+        if pair in weights:
+            raise TopologyError(f"{held}: edge {j} -> {i} is listed twice: list each edge once")
+        weights[pair] = weight
+        if both and weights.get((i, j), weight) != weight:
+            raise TopologyError(
+                f"{held}: edge {j} -> {i} has another weight than {i} -> {j}, in a graph of undirected edges"
+            )
 
 
 def _is_name(value: object) -> bool:

@@ -92,7 +92,7 @@ def test_it_goes_on_with_them_if_that_is_accepted_and_results_and_log_tell_it(ki
     }
     assert results["config"]["data-changed"] == "accept"
     anew_results = collect_results(find_peers([tmp_path / "on"]))
-    assert anew_results["peers"] == results["peers"]
+    assert json.loads(json.dumps(anew_results["peers"])) == results["peers"]
     started = settings_of_resumed(
         {"resume": str(tmp_path / "on"), "extend": True, "iterations": 9}, simulated=True
     )

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-import pytest
+import shutil
 
-from p2pft_flower.errors import ConfigError
+import pytest
+from PIL import Image
+
+from p2pft_flower.config import LearningConfig
+from p2pft_flower.errors import ConfigError, P2PFTError
+from p2pft_flower.learning.data.holdings import Holdings
 from p2pft_flower.learning.tails import load_tail
 from p2pft_flower.report.results import read_results
 from p2pft_flower.report.tables import kept_lines
 from tests.blocks import ROOT, blocks_of
 from tests.flower.engine import run_app
+from tests.flower.test_moved_data import SETTINGS, anew, interrupted, write
 
 SHORT = {"tune": "head", "shots": 8, "iterations": 12, "evaluate_every": 3, "validation": 0.25}
 
@@ -95,3 +101,51 @@ def test_who_has_no_theta_of_the_kept_iteration_is_named():
     ]
     other = [{"peer": 2, "kept": {**kept, "iteration": 40}}]
     assert kept_lines({"peers": rows + other})[1].startswith("peers [2] kept: θ of iteration 40")
+
+
+CHOOSES = {**SETTINGS, "evaluate_every": 1, "keep": "best:loss", "validation": 0.34}
+
+
+@pytest.fixture(scope="module")
+def broken_off(tmp_path_factory):
+    """A folder of images, and what a run on it that chooses its θ has left after an iteration."""
+    root = tmp_path_factory.mktemp("broken-off")
+    run_app(root / "run", nodes=1, dataset=f"folder:{write(root / 'data')}", **CHOOSES)
+    interrupted(root / "run", root / "killed")
+    return root
+
+
+def resumed(root, tmp_path, **more):
+    data = tmp_path / "data"
+    settings = {**CHOOSES, "dataset": f"folder:{data}", "resume": str(root / "killed"), **more}
+    run_app(tmp_path / "on", nodes=1, **settings)
+
+
+def test_a_resumed_run_notices_that_an_image_by_which_it_chooses_has_changed(broken_off, tmp_path):
+    data = shutil.copytree(broken_off / "data", tmp_path / "data")
+    config = LearningConfig(dataset=f"folder:{data}", keep="best:loss", validation=0.34)
+    held = Holdings(config, n=2)
+    Image.new("L", (8, 8)).save(held.dataset.train.files[held.validations[1][0]])
+    with pytest.raises(
+        P2PFTError, match=r"peer 1's training images: other labels.*: 1 changed \(dog/\d.png\)"
+    ):
+        resumed(broken_off, tmp_path)
+
+
+def test_other_training_images_are_not_accepted_as_learned_ones_would_be_held_out(broken_off, tmp_path):
+    data = shutil.copytree(broken_off / "data", tmp_path / "data")
+    Image.new("L", (8, 8)).save(data / "train" / "dog" / "new.png")
+    anew()
+    with pytest.raises(
+        P2PFTError, match=r"1 new \(dog/new.png\) \(with keep = best:… a run goes on with the same"
+    ):
+        resumed(broken_off, tmp_path, data_changed="accept")
+
+
+def test_other_test_images_are_accepted_as_nothing_is_chosen_by_them(broken_off, tmp_path):
+    data = shutil.copytree(broken_off / "data", tmp_path / "data")
+    Image.new("L", (8, 8)).save(data / "test" / "dog" / "new.png")
+    anew()
+    resumed(broken_off, tmp_path, data_changed="accept")
+    results = read_results(tmp_path / "on")
+    assert results["peers"][0]["data_changed"]["test"]["new"] == 1

@@ -249,3 +249,43 @@ def test_a_file_in_the_working_directory_that_is_not_there_is_told_as_one(
     monkeypatch.chdir(tmp_path)
     with pytest.raises(TopologyError, match=r"there is no file sites\.graphml"):
         Graph.load("sites.graphml")
+
+
+LINKS = [{"source": "a", "target": "b", "weight": 1}, {"source": "b", "target": "a", "weight": 2}]
+
+
+@pytest.mark.parametrize("key", ["edges", "links"])
+def test_an_edge_that_json_lists_twice_is_refused_instead_of_the_first_weight_being_lost(key, tmp_path):
+    file = tmp_path / "mine.json"
+    data = {"directed": True, "multigraph": False, "nodes": [{"id": "a"}, {"id": "b"}], key: LINKS}
+    file.write_text(json.dumps(data))
+    assert Graph.load(file).W.tolist() == [[1, 2], [1, 1]]
+    file.write_text(json.dumps(data | {key: [*LINKS, {"source": "a", "target": "b", "weight": 5}]}))
+    with pytest.raises(TopologyError, match=rf"{key}: edge a -> b is listed twice"):
+        Graph.load(file)
+    file.write_text(json.dumps(data | {"directed": False}))
+    with pytest.raises(TopologyError, match=rf"{key}: edge b -> a is listed twice"):
+        Graph.load(file)
+
+
+def test_undirected_edges_with_two_weights_are_refused(tmp_path):
+    file = tmp_path / "mine.json"
+    rows = [[{"id": 1, "weight": 3}], [{"id": 0, "weight": 1}]]
+    file.write_text(json.dumps({"multigraph": False, "nodes": [{"id": 0}, {"id": 1}], "adjacency": rows}))
+    with pytest.raises(TopologyError, match=r"edge 1 -> 0 has another weight than 0 -> 1"):
+        Graph.load(file)
+
+
+def test_json_with_two_lists_of_edges_is_refused(tmp_path):
+    file = tmp_path / "mine.json"
+    data = {"directed": True, "nodes": [{"id": "a"}, {"id": "b"}], "edges": LINKS, "links": LINKS[:1]}
+    file.write_text(json.dumps(data))
+    with pytest.raises(TopologyError, match=r"it has edges and links: keep the one"):
+        Graph.load(file)
+
+
+def test_node_link_json_whose_attributes_of_the_graph_are_a_list_is_read(tmp_path):
+    file = tmp_path / "mine.json"
+    data = {"directed": True, "graph": [], "nodes": [{"id": "a"}, {"id": "b"}], "links": LINKS}
+    file.write_text(json.dumps(data))
+    assert Graph.load(file).name == "mine"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
@@ -11,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from p2pft_flower.errors import ConfigError, DataError, did_you_mean
-from p2pft_flower.learning.data.names import in_order, some_names
+from p2pft_flower.learning.data.names import in_order, look_alikes, some_names
 
 __all__ = ["BY", "DEALING", "Columns", "check_by", "deal_by", "require_named_order", "resolve_by"]
 
@@ -23,6 +24,8 @@ DEALING = ("peer", "site")
 
 PEER = "peer"
 """The column whose values, if they are numbers, are the peers' own numbers."""
+
+log = logging.getLogger(__name__)
 
 Columns = Mapping[str, npt.NDArray[np.object_]]
 """The values of each training image, by the column's name."""
@@ -85,11 +88,15 @@ def resolve_by(spec: str, n: int, columns: Columns) -> str:
     told = some_names([f"{value or '(empty)'} ({counts[value]} images)" for value in in_order(counts)])
     if counts[""]:
         raise DataError(f"partition = {spec!r}: the column has no value for some training images: {told}")
+    alike = look_alikes(counts)
     if len(counts) != n:
+        unseen = f"; {'; '.join(alike)}" if alike else ""
         raise DataError(
-            f"partition = {spec!r}: the column has {len(counts)} values for {n} peers: {told}; give "
+            f"partition = {spec!r}: the column has {len(counts)} values for {n} peers: {told}{unseen}; give "
             f"topology = a graph of {len(counts)} peers, or a column with {n} values"
         )
+    for names in alike:
+        log.warning("partition = %s: of the column's values, %s", spec, names)
     values = wanted or tuple(in_order(counts))
     if set(values) != set(counts):
         raise DataError(f"partition = {spec!r}: the column has other values: {told}")
@@ -139,11 +146,17 @@ def deal_by(spec: str, columns: Columns) -> list[npt.NDArray[np.int64]]:
 
 def _parts(spec: str) -> tuple[str, tuple[str, ...]]:
     name, equals, values = spec.removeprefix(BY).partition("=")
-    listed = next(csv.reader([values], skipinitialspace=True), []) if equals else []
+    try:
+        listed = next(csv.reader([values], skipinitialspace=True), []) if equals else []
+    except csv.Error as error:
+        raise ConfigError(
+            f"partition = {spec!r}: the values cannot be read ({error}); a value with a comma or a line "
+            "break stands in quotes"
+        ) from error
     return name.strip(), tuple(value.strip() for value in listed)
 
 
 def _joined(values: Sequence[str]) -> str:
     line = io.StringIO()
-    csv.writer(line, lineterminator="").writerow(values)
-    return line.getvalue()
+    csv.writer(line, lineterminator="\r\n").writerow(values)  # quotes what has a line break
+    return line.getvalue().removesuffix("\r\n")

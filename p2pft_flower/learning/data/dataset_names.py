@@ -34,6 +34,7 @@ __all__ = [
     "check_dataset_name",
     "classes_of",
     "columns_of",
+    "data_dir_of",
     "is_users_own",
     "reads_data_dir",
     "refuse_data_dir",
@@ -108,6 +109,26 @@ def check_dataset_name(name: str) -> None:
 def reads_data_dir(dataset: str) -> bool:
     """Return whether ``dataset`` uses the run-config's ``data-dir``."""
     return dataset in TORCHVISION or dataset.startswith((TABLE, MEDMNIST)) or is_users_own(dataset)
+
+
+def data_dir_of(dataset: str, run_dataset: str, run_data_dir: str) -> str:
+    """Return the ``data-dir`` with which ``dataset`` is read in place of a run's own dataset.
+
+    That of the run counts only for what may lie in it: a table's paths lead from the table's own folder, so
+    images of the same names in the folder of another table's images are not taken for its own.
+
+    Parameters
+    ----------
+    dataset : str
+        The dataset to read.
+    run_dataset, run_data_dir : str
+        The values of the run's run-config.
+    """
+    if dataset == run_dataset:
+        return run_data_dir if reads_data_dir(dataset) else ""
+    published = all(name in TORCHVISION or name.startswith(MEDMNIST) for name in (dataset, run_dataset))
+    own = is_users_own(dataset) and is_users_own(run_dataset)
+    return run_data_dir if published or own else ""
 
 
 def refuse_data_dir(dataset: str, data_dir: str, where: str = "") -> None:

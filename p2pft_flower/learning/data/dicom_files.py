@@ -148,6 +148,12 @@ def _fault(head: Any) -> str:
             f"a DICOM file of {frames} frames, and nothing says which of them its class describes: write the "
             "frames that count as files of their own"
         )
+    bits, highest = head.get("BitsStored"), head.get("HighBit")
+    if None not in (bits, highest) and int(highest) != int(bits) - 1:
+        return (
+            "a DICOM file whose samples are not in the lowest bits of their words (HighBit is not BitsStored "
+            "- 1), which pydicom would read as other values: write it anew"
+        )
     for groups in ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"):
         for item in head.get(groups) or ():
             if "PixelValueTransformationSequence" in item or "FrameVOILUTSequence" in item:

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from p2pft_flower.errors import DataError
 from p2pft_flower.learning.data.decoding import decode_stream, look_at_stream
 from p2pft_flower.learning.data.hf_names import HfName, cache_dir, cached, read_hf_name, require_hf
-from p2pft_flower.learning.data.names import in_order, some_names
+from p2pft_flower.learning.data.names import differing_unseen, in_order, look_alikes, some_names
 from p2pft_flower.learning.data.splits import Dataset, Split
 
 __all__ = ["hf_dataset"]
@@ -66,6 +66,8 @@ def hf_dataset(dataset: str, *, download: bool = False) -> Dataset:
             f"{name.train} has; its columns are {some_names([*test.features])}"
         )
     classes, labels = _labels(dataset, label, {name.train: train, name.test: test})
+    for alike in look_alikes(classes):
+        log.warning("dataset = %r: the names of the classes %s", dataset, alike)
 
     def split(part: str) -> Split:
         return _split(tables[part], image, labels[part], f"dataset = {dataset!r}, {part}")
@@ -153,9 +155,10 @@ def _labels(
         part: table.with_format(None).select_columns([column])[:][column] for part, table in tables.items()
     }
     for part, values in found.items():
-        if None in values:
+        empty = [row for row, value in enumerate(values) if value is None or not str(value).strip()]
+        if empty:
             raise DataError(
-                f"dataset = {dataset!r}: row {values.index(None)} of its split {part} has no {column}; give "
+                f"dataset = {dataset!r}: row {empty[0]} of its split {part} has no {column}; give "
                 "each image a class"
             )
     (train, held), (test, tested) = found.items()
@@ -172,15 +175,15 @@ def _labels(
         return names, {part: np.array(values, dtype=np.int64) for part, values in found.items()}
     if not isinstance(feature, datasets.Value) or isinstance(held[0], float | bytes):
         raise DataError(f"dataset = {dataset!r}: the column {column!r} holds no classes: {feature}")
-    names = tuple(in_order({str(value) for value in held}))
-    if unknown := in_order({str(value) for value in tested} - set(names)):
+    names = tuple(in_order({str(value).strip() for value in held}))
+    if unknown := in_order({str(value).strip() for value in tested} - set(names)):
         raise DataError(
             f"dataset = {dataset!r}: no image of its split {train} has the {column} {some_names(unknown)}, "
-            f"as images of {test} have"
+            f"as images of {test} have{differing_unseen(unknown[0], names)}"
         )
     number = {value: label for label, value in enumerate(names)}
     return names, {
-        part: np.array([number[str(value)] for value in values], dtype=np.int64)
+        part: np.array([number[str(value).strip()] for value in values], dtype=np.int64)
         for part, values in found.items()
     }
 
@@ -207,14 +210,17 @@ def _split(table: Any, column: str, labels: npt.NDArray[np.int64], called: str) 
 
 
 def _texts(table: Any) -> dict[str, npt.NDArray[np.object_]]:
-    """Return the columns of texts, whole numbers, truth values and classes, as texts; empty: no value."""
+    """Return the columns of texts, whole numbers, truth values and classes, as texts; empty: no value.
+
+    As in tables, blanks around a text do not count.
+    """
     import datasets
 
     def texts(column: str, feature: Any) -> list[str]:
         values = table.with_format(None).select_columns([column])[:][column]
         if isinstance(feature, datasets.ClassLabel):
-            return ["" if value is None or value < 0 else feature.names[value] for value in values]
-        return ["" if value is None else str(value) for value in values]
+            return ["" if value is None or value < 0 else feature.names[value].strip() for value in values]
+        return ["" if value is None else str(value).strip() for value in values]
 
     return {
         column: np.array(texts(column, feature), dtype=object)
@@ -222,7 +228,7 @@ def _texts(table: Any) -> dict[str, npt.NDArray[np.object_]]:
         if isinstance(feature, datasets.ClassLabel)
         or (
             isinstance(feature, datasets.Value)
-            and feature.dtype.startswith(("string", "int", "uint", "bool"))
+            and feature.dtype.startswith(("string", "large_string", "int", "uint", "bool"))
         )
     }
 

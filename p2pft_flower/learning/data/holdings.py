@@ -391,11 +391,7 @@ class Holdings:
             When an image cannot be read; the message names it.
         """
         if not self.config.stream:  # a stream checks its images itself
-            mine = np.concatenate([self.partition[p] for p in peers])
-            if self.config.keeps_best:
-                owners = range(self.n) if self.pooled else peers
-                mine = np.concatenate([mine, *(self.validations[p] for p in owners)])
-            mine = np.unique(mine)
+            mine = np.unique(np.concatenate([self._held(p) for p in peers]))
             require_readable(self.pictures.train, mine, "training")
         require_readable(self.pictures.test, self.test_positions, "test")
 
@@ -431,10 +427,17 @@ class Holdings:
         return PeerData(
             len(mine),
             tuple(self.dataset.classes[c] for c in labels),
-            "" if self._untold else images_digest(train, mine, self.classes, self._seen["train"]),
+            "" if self._untold else images_digest(train, self._held(peer), self.classes, self._seen["train"]),
             self.test_digest(peer),
             self.config.pixel_range if self.pooled else self.config.pixel_range_of(peer),
         )
+
+    def _held(self, peer: int) -> npt.NDArray[np.int64]:
+        """Return the positions of the images that ``peer`` trains on, then of those that it holds out."""
+        if not self.config.keeps_best:
+            return self.partition[peer]
+        owners = range(self.n) if self.pooled else [peer]
+        return np.concatenate([self.partition[peer], *(self.validations[p] for p in owners)])
 
     @property
     def _untold(self) -> bool:
@@ -449,7 +452,7 @@ class Holdings:
         data, seen = self.dataset, self._seen
         own = self.config.sited and not self.pooled
         test = self.tests[peer] if own else self.test_positions
-        mine = self.partition[peer]
+        mine = self._held(peer)
         train = None if self._untold else listed_images(data.train, mine, self.classes, seen["train"])
         return train, listed_images(data.test, test, self.classes, seen["test"])
 

@@ -51,8 +51,11 @@ def differing_unseen(name: str, others: Iterable[str]) -> str:
 
 
 def look_alikes(names: Iterable[str]) -> list[str]:
-    """Return a description of each group of ``names`` that differ only in Unicode form, blanks or case."""
-    groups: dict[str, list[str]] = {}
+    """Return a description of each group of ``names`` that only look different.
+
+    They differ in Unicode form, blanks or case, or are one number, as 1 and 1.0.
+    """
+    groups: dict[str | Decimal, list[str]] = {}
     for name in names:
         groups.setdefault(_bare(name), []).append(name)
     return [
@@ -69,8 +72,10 @@ def some_names(names: Sequence[object]) -> str:
     return ", ".join(printable(str(name)) for name in names[:NAMED]) + more
 
 
-def _bare(name: str) -> str:
-    return "".join(unicodedata.normalize("NFKC", name).casefold().split())
+def _bare(name: str) -> str | Decimal:
+    bare = "".join(unicodedata.normalize("NFKC", name).casefold().split())
+    number = number_of(bare)
+    return bare if number is None else number
 
 
 def _difference(one: str, other: str) -> str:
@@ -83,4 +88,6 @@ def _difference(one: str, other: str) -> str:
     for what, form in forms.items():
         if form(one) == form(other):
             return what
+    if isinstance(_bare(one), Decimal):
+        return "the way in which a number is written"
     return "Unicode form, blanks or case"

@@ -9,8 +9,8 @@ from safetensors import SafetensorError, safe_open
 
 from p2pft_flower.learning.data.dataset_names import (
     check_dataset_name,
+    data_dir_of,
     is_users_own,
-    reads_data_dir,
     refuse_data_dir,
     require_data,
 )
@@ -45,8 +45,9 @@ def require_scored_data(file: Path, dataset: str | None, data_dir: str | None) -
     if not name:
         return
     check_dataset_name(name)
-    own = metadata.get("data-dir", "") if reads_data_dir(name) else ""
-    place = own if data_dir is None else data_dir
+    place = data_dir
+    if place is None:
+        place = data_dir_of(name, metadata.get("dataset", ""), metadata.get("data-dir", ""))
     refuse_data_dir(name, place)
     require_data(name, place, download=metadata.get("download") == "True", peers=())
     if is_users_own(name):

@@ -38,6 +38,22 @@ def test_values_can_be_given_in_the_peers_order_in_quotes_if_they_have_commas():
     assert [p.tolist() for p in deal_by(spec, there)] == [[2], [0], [1]]
 
 
+def test_a_value_with_a_line_break_in_it_is_one_value():
+    there = columns(note=["first\nsecond", "x", "first\r\nsecond"])
+    spec = resolve_by("by:note", 3, there)
+    assert [p.tolist() for p in deal_by(spec, there)] == [[0], [2], [1]]
+    with pytest.raises(ConfigError, match="a value with a comma or a line break stands in quotes"):
+        resolve_by("by:note=x,first\nsecond,y", 3, there)
+
+
+def test_values_that_only_look_the_same_are_told(caplog):
+    there = columns(center=["Orl\u00e9ans", "Orle\u0301ans", "north"])
+    with pytest.raises(DataError, match=r"3 values for 2 peers: .* differ only in Unicode form; give"):
+        resolve_by("by:center", 2, there)
+    resolve_by("by:center", 3, there)
+    assert "differ only in Unicode form" in caplog.text
+
+
 def test_auto_deals_by_the_column_peer_or_site_if_there_is_one():
     both = columns(site=["a", "b"], peer=["1", "0"])
     assert resolve_partition("auto", "table:x", 2, "ab", both) == "by:peer=0,1"

@@ -21,10 +21,9 @@ from p2pft_flower.errors import ConfigError, DataError
 from p2pft_flower.learning.data.datasets import load_dataset
 from p2pft_flower.learning.data.decoding import decode, look_at
 from p2pft_flower.learning.data.holdings import Holdings
+from p2pft_flower.learning.data.lone_picture import picture_of
 from p2pft_flower.learning.data.pixels import Pixels
 from p2pft_flower.learning.workload import Workload
-
-picture_of = Holdings.picture_of
 
 
 def own_file(name):
@@ -213,6 +212,10 @@ def truncated(path):
     path.write_bytes(own_file("MR_small.dcm").read_bytes()[:5000])
 
 
+def of_shifted_bits(path):
+    written(path, lambda held: (setattr(held, "BitsStored", 12), setattr(held, "HighBit", 15)))
+
+
 def of_odd_numbers(path):
     written(path, lambda held: held.add_new("WindowWidth", "DS", "0"))
 
@@ -226,6 +229,7 @@ REFUSED = {
     enhanced: "an enhanced DICOM file, whose rescale or window lies in functional groups",
     of_no_pixels: "a DICOM file without pixels",
     a_table_that_is_misread: "its window cannot be applied",
+    of_shifted_bits: r"a DICOM file whose samples are not in the lowest bits of their words",
     of_odd_numbers: "its window cannot be applied",
     truncated: "the pixels of a DICOM file cannot be decoded",
     of_frames(

@@ -288,6 +288,8 @@ COMPOSED, DECOMPOSED = (unicodedata.normalize(form, "Café") for form in ("NFC",
         ("grey\u00a0cat", "grey cat", "Unicode form"),
         ("ﬁsh", "fish", "Unicode form"),
         ("Cat ", "cat", "Unicode form, blanks or case"),
+        ("1.0", "1", "the way in which a number is written"),
+        ("01", "1", "the way in which a number is written"),
     ],
 )
 def test_names_that_differ_only_in_what_nobody_sees_are_said_to_do_so(one, other, what, tmp_path, caplog):

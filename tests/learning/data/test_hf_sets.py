@@ -106,6 +106,25 @@ def test_texts_and_numbers_are_classes_in_natural_order_if_the_column_is_called_
     assert graded.train.labels.tolist() == [2, 0, 1] * 3
 
 
+@pytest.mark.parametrize("kind", ["string", "large_string"])
+def test_blanks_around_texts_do_not_count_and_names_that_look_the_same_are_told(kind, tmp_path, caplog):
+    """As in tables; pandas and polars write large_string."""
+    text = datasets.Value(kind)
+    words = [("cat", " cat ", "Caf\u00e9", "Cafe\u0301")[i % 4] for i in range(8)]
+    centers = [(" north", "south")[i // 4] for i in range(8)]
+    images = [Image.fromarray(image) for image in pixels(8)]
+    part = datasets.Dataset.from_dict(
+        {"image": images, "label": words, "center": centers},
+        features=datasets.Features({"image": datasets.Image(), "label": text, "center": text}),
+    )
+    name = saved(tmp_path / "birds", train=part, test=part)
+    holdings = Holdings(LearningConfig(dataset=name, partition="by:center"), n=2)
+    assert len(holdings.classes) == 3
+    assert holdings.dataset.train.labels[0] == holdings.dataset.train.labels[1]
+    assert [share.tolist() for share in holdings.partition] == [[0, 1, 2, 3], [4, 5, 6, 7]]
+    assert "differ only in Unicode form" in caplog.text
+
+
 def test_of_several_columns_of_a_type_none_is_guessed(tmp_path):
     images, label = [Image.fromarray(image) for image in pixels(9, 5)], datasets.ClassLabel(names=["a", "b"])
     part = table(9, mask=(datasets.Image(), images), kind=(label, [0, 1, 0] * 3))
