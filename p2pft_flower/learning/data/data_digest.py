@@ -14,6 +14,7 @@ import xxhash
 from p2pft_flower.facts import ListedImage
 from p2pft_flower.learning.data.looking import each
 from p2pft_flower.learning.data.splits import Split
+from p2pft_flower.typed import textual
 
 __all__ = ["images_digest", "listed_images"]
 
@@ -100,8 +101,8 @@ def listed_images(
     contents = _contents(split, split.files, positions, seen)
     return tuple(
         ListedImage(
-            str(Path(split.files[index]).absolute()).encode(errors="backslashreplace").decode(),
-            classes[split.labels[index]],
+            textual(str(Path(split.files[index]).absolute())),
+            textual(classes[split.labels[index]]),
             _size(split.files[index]),
             contents[index].hex() if index in contents else "",
         )
