@@ -23,6 +23,7 @@ __all__ = [
     "encoded",
     "plain",
     "read_object",
+    "textual",
 ]
 
 T = TypeVar("T")
@@ -121,10 +122,15 @@ def encoded(value: Any) -> bytes:
         return msgspec.json.encode(_textual(plain(value)))
 
 
+def textual(text: str) -> str:
+    """Return a text in which odd bytes are escaped, as those of a file's name in another encoding."""
+    return text.encode(errors="backslashreplace").decode()
+
+
 def _textual(value: Any) -> Any:
     match value:
         case str():
-            return value.encode(errors="backslashreplace").decode()
+            return textual(value)
         case dict():
             return {_textual(k): _textual(v) for k, v in value.items()}
         case list() | tuple():

@@ -188,6 +188,10 @@ class Watched:
         self.kept = theta.copy()
         return self._objective.evaluate(theta)
 
+    def evaluate_in_full(self, theta):
+        self.kept = theta.copy()
+        return self._objective.evaluate_in_full(theta)
+
     def __getattr__(self, name):
         return getattr(self._objective, name)
 

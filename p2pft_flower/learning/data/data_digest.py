@@ -15,6 +15,7 @@ from p2pft_flower.facts import ListedImage
 from p2pft_flower.learning.data.label_arrays import draw_groups, has_several, named
 from p2pft_flower.learning.data.looking import each
 from p2pft_flower.learning.data.splits import Split
+from p2pft_flower.typed import textual
 
 __all__ = ["images_digest", "listed_images"]
 
@@ -103,8 +104,8 @@ def listed_images(
     contents = _contents(split, split.files, positions, seen)
     return tuple(
         ListedImage(
-            str(Path(split.files[index]).absolute()).encode(errors="backslashreplace").decode(),
-            named(split.labels[index], classes),
+            textual(str(Path(split.files[index]).absolute())),
+            textual(named(split.labels[index], classes)),
             _size(split.files[index]),
             contents[index].hex() if index in contents else "",
         )
