@@ -15,6 +15,7 @@ import typer
 
 from p2pft_flower.cli.bars import counted
 from p2pft_flower.cli.method_runs import POOLED, MethodRun, load_run_tails, read_runs
+from p2pft_flower.cli.run_names import folder_named
 from p2pft_flower.config import read_range
 from p2pft_flower.errors import ConfigError, P2PFTError, printable
 from p2pft_flower.keeping.folders import require_writable
@@ -27,7 +28,6 @@ from p2pft_flower.report.attention_figure import (
     method_name,
 )
 from p2pft_flower.report.results import finite
-from p2pft_flower.report.run_list import folder_named
 
 if TYPE_CHECKING:
     from p2pft_flower.learning.tails import Tail

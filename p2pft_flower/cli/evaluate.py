@@ -14,13 +14,13 @@ from rich.table import Table
 from rich.text import Text
 
 from p2pft_flower.cli.bars import counted
+from p2pft_flower.cli.run_names import folder_named
 from p2pft_flower.errors import ConfigError, DataError, P2PFTError, printable
 from p2pft_flower.keeping.predictions import predictions_name, write_predictions
 from p2pft_flower.keeping.progress import EACH_PEER, scored
 from p2pft_flower.learning.data.scored_data import require_scored_data
 from p2pft_flower.report.class_tables import class_table, confusion_table, overall_line
 from p2pft_flower.report.own_tails import is_own_tail, score_own_tail
-from p2pft_flower.report.run_list import folder_named
 from p2pft_flower.report.tables import RANDOM_WEIGHTS, number, samples_word
 from p2pft_flower.typed import plain
 

@@ -15,10 +15,10 @@ from p2pft_flower.cli.evaluate import (
     tail_files,
     texts_elsewhere,
 )
+from p2pft_flower.cli.run_names import folder_named
 from p2pft_flower.config import NO_MODEL
 from p2pft_flower.errors import ConfigError, P2PFTError
 from p2pft_flower.keeping.folders import require_writable
-from p2pft_flower.report.run_list import folder_named
 
 __all__ = ["export"]
 

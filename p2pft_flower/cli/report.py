@@ -16,6 +16,7 @@ import typer
 
 from p2pft_flower.cli.bars import counted
 from p2pft_flower.cli.run import EXIT_FAILED, EXIT_USAGE
+from p2pft_flower.cli.run_names import folder_named
 from p2pft_flower.errors import ConfigError, DataError, P2PFTError, printable
 from p2pft_flower.keeping.folders import require_writable
 from p2pft_flower.report.own_tails import is_own_tail
@@ -28,7 +29,6 @@ from p2pft_flower.report.page.runs import Run
 from p2pft_flower.report.page.tidy import EVALUATIONS, OUTCOMES, evaluations_csv, outcomes_csv
 from p2pft_flower.report.page.verdicts import Answers
 from p2pft_flower.report.results import tail_name
-from p2pft_flower.report.run_list import folder_named
 
 __all__ = ["report"]
 

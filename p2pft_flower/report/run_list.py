@@ -20,10 +20,10 @@ from p2pft_flower.keeping.lines import AnyLine, Evaluation, Failed, LastRound, O
 from p2pft_flower.keeping.progress import scored
 from p2pft_flower.keeping.run_folders import at_rest, begun_by_journal, split_name
 from p2pft_flower.report.preflight import PREFLIGHT_FILE
-from p2pft_flower.report.results import FILE, PEERS, read_results, runs_folder, summary
+from p2pft_flower.report.results import FILE, PEERS, read_results, summary
 from p2pft_flower.typed import read_object
 
-__all__ = ["RunRecord", "folder_named", "is_run", "named_runs", "record_of", "remove_run", "runs_in"]
+__all__ = ["RunRecord", "is_run", "named_runs", "record_of", "remove_run", "runs_in"]
 
 OWN_FILES = (FILE, "results.partial", PREFLIGHT_FILE, "preflight.partial", "reproduce.json", "compare.json")
 """The files of a run beside the folders :data:`PEERS` and of the server's checkpoints."""
@@ -147,33 +147,6 @@ def named_runs(above: Path, wanted: str) -> list[Path]:
         return [Path(one.folder) for one in found]
     path = Path(wanted).expanduser()
     return [path] if os.path.lexists(path) else []
-
-
-def folder_named(place: Path) -> Path:
-    """Return ``place`` if it is there; else the folder of the run whose id or name it is.
-
-    Parameters
-    ----------
-    place : Path
-        A path, or the id or name of a run in the default folder of runs.
-
-    Raises
-    ------
-    ConfigError
-        When there is neither, or several runs have the name; lists their ids.
-    """
-    if place.exists() or len(place.parts) != 1:
-        return place
-    found = named_runs(runs_folder(), str(place))
-    if len(found) > 1:
-        ids = ", ".join(record_of(path).run for path in found)
-        raise ConfigError(f"{place}: {len(found)} runs have this name; give the id of one: {ids}")
-    if not found:
-        raise ConfigError(
-            f"{place}: no such file or folder, and no run in {runs_folder()} has this id or name; p2pft runs "
-            "lists them"
-        )
-    return found[0]
 
 
 def record_of(folder: Path) -> RunRecord:

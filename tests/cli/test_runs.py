@@ -12,13 +12,13 @@ from typer.testing import CliRunner
 
 from p2pft_flower.cli import app
 from p2pft_flower.cli import runs as command
-from p2pft_flower.errors import Cause, ConfigError
+from p2pft_flower.cli.run_names import folder_named
+from p2pft_flower.errors import Cause
 from p2pft_flower.facts import GraphName, RunFacts
 from p2pft_flower.keeping.journal import Journal
 from p2pft_flower.keeping.run_folders import in_use
 from p2pft_flower.keeping.running import registered
 from p2pft_flower.report.results import SCHEMA, write_results
-from p2pft_flower.report.run_list import folder_named
 from tests.flower.engine import run_app
 from tests.journals import KINDS, made_line
 from tests.quadratics import QUADRATICS
@@ -330,13 +330,13 @@ def test_a_failed_run_can_be_removed_by_its_folder_from_anywhere(tmp_path):
     assert not (tmp_path / "cmp" / "dgd").exists()
 
 
-def test_evaluate_export_report_and_attention_take_a_run_by_its_name_or_id(runs, tmp_path):
+def test_evaluate_export_report_and_attention_take_a_run_by_its_name_or_id(runs, tmp_path, capsys):
     for folder in ("pets-1", "pets-2", "birds-3"):
         completed(runs, folder, name=folder.partition("-")[0])
     assert folder_named(Path("birds")) == folder_named(Path("3")) == runs / "birds-3"
     assert folder_named(tmp_path) == tmp_path
-    with pytest.raises(ConfigError, match="pets: 2 runs have this name; give the id of one: "):
-        folder_named(Path("pets"))
+    assert folder_named(Path("pets")) == runs / "pets-2", "the last one, as for --resume"
+    assert "run 2" in capsys.readouterr().err
     page = str(tmp_path / "page.png")
     for words in (["evaluate"], ["export"], ["report"], ["attention", "-o", page]):
         done = CliRunner().invoke(app, [words[0], "cats", *words[1:]])
