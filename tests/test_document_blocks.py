@@ -156,6 +156,7 @@ NOT_RUN = {
             "python -m benchmarks.results run --data DATA --out OUT && python -m benchmarks.r",
             "python -m benchmarks.results run --data DATA --out OUT --only shots && python -m",
             "python -m benchmarks.few_images run --data DATA --out OUT",
+            "python -m benchmarks.clinical run --data DATA --out OUT && python -m benchmarks.",
             "python -m benchmarks.clip_features make --data DATA --out FILES",
             "p2pft reproduce fedtune vision-language.dataset=features:FILES/pets-24.safetenso",
             "p2pft reproduce fedtune $VIT vision.dataset=cifar10 vision.data-dir=DATA/cifar10",
