@@ -50,6 +50,8 @@ def status(
     found = _look(run)
     if not found:
         typer.echo(_none(run), err=True)
+        if as_json:
+            typer.echo("[]")
         raise typer.Exit(EXIT_FAILED)
     if not watch:
         typer.echo(_text(found, as_json))

@@ -66,6 +66,11 @@ class LongWaits:
         self._again = 0.0
         """Seconds of waiting after which it is told again."""
 
+    @property
+    def long_since(self) -> float | None:
+        """The time at which the present long wait began; None if there is none."""
+        return None if self._told is None else self._told.since
+
     def look(self, awaited: Awaited | None, now: float, rate: float) -> list[LongWait]:
         """Return what there is to tell: a wait that is over, and one that has become long.
 

@@ -64,6 +64,10 @@ class _Rate:
         while now - self._past[0][0] > _OF_LATE and len(self._past) > 2:
             self._past.popleft()
 
+    def begin_anew(self) -> None:
+        """Forget what was: a time in which all stood still is no part of the rate."""
+        self._past.clear()
+
     @property
     def value(self) -> float:
         """The rate; 0 before it is known."""
@@ -120,6 +124,8 @@ class Publisher:
         self._hosts = plan.hosts or {self._own[0]: self._own}
         self._trains = self._exchanges = False
         self._rate = _Rate()
+        self._done = 0
+        """Number of iterations that were completed when the present long wait began; now if there is none."""
         self._bulletin = BulletinWriter(
             plan.run,
             plan.config,
@@ -188,6 +194,7 @@ class Publisher:
         """Make this host's standing, and give it to all who hear of it."""
         pulse, now, wires = self._pulse.read(), time.monotonic(), self._wires()
         self._rate.note(now, pulse.view, pulse.iteration)
+        self._done = pulse.iteration if self._waits.long_since is None else self._done
         awaited = None if wires is None or pulse.activity != Pulse.WAITING else wires.awaited
         standing = Standing(
             incarnation=self._incarnation,
@@ -196,7 +203,7 @@ class Publisher:
             state=_STATES[pulse.activity] if self._trains else Standing.PREPARING,
             busy=pulse.busy if awaited is None else max(0.0, now - awaited[1]),
             awaited=None if awaited is None else awaited[0],
-            rate=self._rate.value,
+            rate=0.0 if self._waits.long_since is not None else self._rate.value,
             edges=self._edges({} if wires is None else wires.links.carried()),
         )
         self._standings.stand(standing)
@@ -212,13 +219,14 @@ class Publisher:
             self._log.waits(told)
         for wait in told:
             if wait.over:
-                self._note_stall(wait, pulse.iteration)
+                self._rate.begin_anew()
+                self._note_stall(wait)
 
-    def _note_stall(self, wait: LongWait, iteration: int) -> None:
+    def _note_stall(self, wait: LongWait) -> None:
         of = wait.awaited
         stall = Stall(
             peer=self._own[0],
-            iteration=iteration,
+            iteration=self._done,
             awaited=of.peer,
             last=of.chain[-1] if of.chain else of.peer,
             silent=of.spoken is None or of.spoken > AT_LEAST,

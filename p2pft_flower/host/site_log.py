@@ -64,8 +64,10 @@ class SiteLog:
             return (
                 f"silent for {awaited.spoken:.0f} s, and after {self._silence:g} s it is lost (peer-timeout)"
             )
-        slow = f"it last spoke {awaited.spoken:.0f} s ago: slow, not lost"
+        spoke = f"it last spoke {awaited.spoken:.0f} s ago"
         if not awaited.chain:
-            return slow
+            return f"{spoke}: slow, not lost"
         first, last = self._plan.called(awaited.chain[0]), self._plan.called(awaited.chain[-1])
-        return f"{slow}; it waits for {first}" + (f", and so in the end for {last}" if first != last else "")
+        return f"{spoke}, and waits itself for {first}" + (
+            f", and so in the end for {last}" if first != last else ""
+        )

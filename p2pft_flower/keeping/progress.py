@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+import statistics
 import threading
 import time
 from collections import deque
@@ -184,9 +186,14 @@ class Progress:
         if self._begin is None:
             self._begin = now
         self._late.append((now, iteration))
-        since, first = self._late[0]
-        done = iteration - first
-        left = (now - since) / done * (self._iterations - iteration) if done > 0 else None
+        late = list(self._late)
+        paces = [
+            (then - since) / (k - first)
+            for (since, first), (then, k) in itertools.pairwise(late)
+            if k > first
+        ]
+        # The median: an evaluation before which all stood still says nothing of the others.
+        left = statistics.median(paces) * (self._iterations - iteration) if paces else None
         parts = [
             f"iteration {iteration:>{width}}/{self._iterations}",
             *_whose([r.peer for r in reports], self._n),

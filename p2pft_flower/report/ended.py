@@ -10,7 +10,7 @@ import msgspec
 
 from p2pft_flower.errors import DataError, called
 from p2pft_flower.keeping.journal import Life, by_run, read_journal
-from p2pft_flower.keeping.lines import Failed, Outcome, Run, Stall, ViewChange
+from p2pft_flower.keeping.lines import AnyLine, Failed, Outcome, Run, Stall, ViewChange
 from p2pft_flower.keeping.progress import Progress
 from p2pft_flower.report.charts import HistoryRow, charts_of_history
 from p2pft_flower.report.collected import PeerFiles, find_peers
@@ -158,6 +158,7 @@ def _names(run: Run) -> dict[int, str]:
 
 def _page_of_results(folder: Path, results: _Results) -> Page:
     views, graph = results.views or [], results.graph
+    lines = _told_here(folder, results.run)
     ended = {row.peer: row for row in results.peers}
     peers = [_of_row(row, results) for row in results.peers]
     pooled = [row.name for row in results.peers] == [_POOLED]
@@ -178,9 +179,19 @@ def _page_of_results(folder: Path, results: _Results) -> Page:
         peers=peers,
         edges=[] if pooled or results.algorithm == "local" else views[-1].edges if views else edges,
         views=views,
+        times={line.number: line.time for line in lines if isinstance(line, ViewChange)},
+        stalls=longest(line for line in lines if isinstance(line, Stall)),
         history=results.history,
         error=results.consensus_error,
     )
+
+
+def _told_here(folder: Path, run: str) -> list[AnyLine]:
+    """Return the lines of the journals of a run that lie in its folder; none if they lie elsewhere."""
+    try:
+        return [line for files in find_peers([folder], run).values() for line in files.lines]
+    except DataError:
+        return []
 
 
 def _page_of_journals(folder: Path, files: Mapping[int, PeerFiles]) -> Page:

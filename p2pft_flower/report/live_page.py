@@ -12,7 +12,7 @@ from p2pft_flower.keeping.bulletins import Bulletin, EdgeNow, Point
 from p2pft_flower.keeping.lines import Stall, ViewChange
 from p2pft_flower.report.charts import Chart, charts_of_points
 from p2pft_flower.report.stand_stills import sentence
-from p2pft_flower.report.status import PeerStatus, RunStatus, status_of
+from p2pft_flower.report.status import PeerStatus, RunStatus, reason_of, status_of
 
 __all__ = ["Event", "Page", "PageEdge", "page_of", "stall_events", "turns", "view_events"]
 
@@ -145,7 +145,7 @@ def page_of(bulletins: Sequence[Bulletin], now: float) -> Page:
         left=status.left,
         peers=status.peers,
         edges=_edges(bulletins),
-        events=_latest_first(status),
+        events=_latest_first(status, bulletins),
         consensus_error=status.consensus_error,
         bytes_sent=sum(p.bytes_sent for p in status.peers),
         time=now,
@@ -196,10 +196,11 @@ def _edges(bulletins: Sequence[Bulletin]) -> tuple[PageEdge, ...]:
     )
 
 
-def _latest_first(status: RunStatus) -> tuple[Event, ...]:
+def _latest_first(status: RunStatus, bulletins: Sequence[Bulletin]) -> tuple[Event, ...]:
     """Return the events of a run's changes of view and stand-stills."""
     names = {p.peer: p.name for p in status.peers if p.name}
-    events = [e for v in status.views for e in _events(v, names)] + stall_events(status.stalls, names)
+    events = [e for v in status.views for e in _events(v, names, bulletins)]
+    events += stall_events(status.stalls, names)
     return tuple(sorted(events, key=lambda e: e.time)[::-1])
 
 
@@ -208,8 +209,9 @@ def stall_events(stalls: Iterable[Stall], names: Mapping[int, str]) -> list[Even
     return [Event(time=s.time, kind="plain", text=sentence(s, names)) for s in stalls]
 
 
-def _events(v: ViewChange, names: Mapping[int, str]) -> list[Event]:
-    return view_events(v.time, v.number, v.iteration, v.lost, v.joined, {**v.presumed, **v.why}, names)
+def _events(v: ViewChange, names: Mapping[int, str], bulletins: Sequence[Bulletin]) -> list[Event]:
+    why = {p: reason_of(bulletins, v, p) for p in v.lost}
+    return view_events(v.time, v.number, v.iteration, v.lost, v.joined, why, names)
 
 
 def view_events(
@@ -253,7 +255,8 @@ def turns(before: Mapping[int, PeerStatus], page: Page) -> list[Event]:
         if was is None or was.state == p.state:
             continue
         if p.state in _TOLD:
-            text = f"{p.called} is {p.state}{': ' if p.why else ''}{p.why}"
+            state = "killed" if p.state == "ended" else p.state
+            text = f"{p.called} is {state}{': ' if p.why else ''}{p.why}"
             events.append(Event(time=page.time, kind="bad", text=text))
         elif was.state in _TOLD and p.state not in ("lost", "unknown"):
             text = f"{p.called} is {was.state} no more: it is {p.state}"

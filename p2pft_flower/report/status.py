@@ -16,10 +16,16 @@ from p2pft_flower.keeping.bulletins import Bulletin, PeerNow
 from p2pft_flower.keeping.lines import Stall, ViewChange
 from p2pft_flower.report.stand_stills import longest
 
-__all__ = ["PeerStatus", "RunStatus", "status_of"]
+__all__ = ["PeerStatus", "RunStatus", "reason_of", "status_of"]
 
 _QUIET = 5.0
 """Seconds without a word after which a neighbour counts as silent, unless ``peer-timeout`` is short."""
+
+_SPEAKS = 3.0
+"""Seconds without a word after which a peer is called slow no more; each tells its state every second."""
+
+_BETWEEN = ("changing", "preparing", "unknown")
+"""States in which a peer trains in no view."""
 
 _USUAL = 10.0
 """Multiple of the usual time of an iteration after which a peer that is waited for counts as slow."""
@@ -136,7 +142,10 @@ def status_of(bulletins: Sequence[Bulletin], now: float) -> RunStatus:
     slow = _slow(told, best)
     peers = tuple(_peer_status(p, told[p], bulletins, best, slow, now) for p in told)
     training = [p for p in peers if p.peer in best.live and p.state not in ("lost", "ended")]
-    done = min((p.iteration for p in training), default=0)
+    # Who is about to take a view up, as one that comes back, has not yet what it goes on from.
+    done = min((p.iteration for p in training if p.state not in _BETWEEN), default=None)
+    if done is None:
+        done = min((p.iteration for p in training), default=0)
     at_risk, risk = _risk(best, peers)
     apart = [b for b in bulletins if b.consensus_error is not None]  # the coordinator's: it has the sketches
     return RunStatus(
@@ -187,6 +196,11 @@ def _quiet(now: PeerNow, best: Bulletin) -> float | None:
     return quiet if quiet is not None and quiet > patience else None
 
 
+def _contact(now: PeerNow) -> float | None:
+    """Return the seconds since a peer's last word, by any way; None if there was none."""
+    return min((s for s in (now.heard, now.spoken) if s is not None), default=None)
+
+
 def _slow(told: dict[int, PeerNow], best: Bulletin) -> dict[int, tuple[int, float]]:
     """Return who waits unusually long for each slow peer, and for how long; the longest of several.
 
@@ -203,8 +217,10 @@ def _slow(told: dict[int, PeerNow], best: Bulletin) -> dict[int, tuple[int, floa
         while root not in seen and (further := awaits.get(root)) is not None:
             seen.add(root)
             root = further
-        # Words of different ages can seem to wait for each other: then nobody is the one.
-        if root not in seen and (root not in slow or slow[root][1] < now.busy):
+        # Words of different ages can seem to wait for each other: then nobody is the one. And who has not
+        # spoken of late is no slow peer, but perhaps one that will be silent.
+        speaks = (_contact(told[root]) or 0.0) <= _SPEAKS
+        if root not in seen and speaks and (root not in slow or slow[root][1] < now.busy):
             slow[root] = p, now.busy
     return slow
 
@@ -217,7 +233,7 @@ def _peer_status(
     slow: dict[int, tuple[int, float]],
     time_now: float,
 ) -> PeerStatus:
-    contact = min((s for s in (now.heard, now.spoken) if s is not None), default=None)
+    contact = _contact(now)
     own = next((b for b in bulletins if peer in b.own), None)
     state, since, why = now.state or "unknown", now.busy, ""
     quiet = _quiet(now, best)
@@ -225,7 +241,7 @@ def _peer_status(
         change = next((v for v in reversed(best.views) if peer in v.lost), None)
         state = "lost"
         since = _gone_for(contact, change, time_now)  # type: ignore[assignment]
-        why = "" if change is None else _reason(bulletins, change, peer)
+        why = "" if change is None else reason_of(bulletins, change, peer)
         if own is not None and own.alive and change is not None and own.begun > change.time:
             back = (
                 f"it has been coming back for {time_now - own.begun:.0f} s (p2pft rejoin, process {own.pid})"
@@ -270,7 +286,7 @@ def _gone_for(contact: float | None, change: ViewChange | None, now: float) -> f
     return agreed if contact is None or agreed is None else max(contact, agreed)
 
 
-def _reason(bulletins: Sequence[Bulletin], change: ViewChange, peer: int) -> str:
+def reason_of(bulletins: Sequence[Bulletin], change: ViewChange, peer: int) -> str:
     """Return why a peer was lost; of what the processes here have seen, always the same that says most."""
     told = [v for b in bulletins for v in b.views if v.number == change.number]
     seen = {v.why[peer] for v in told if peer in v.why} or {v.presumed.get(peer, "") for v in told}

@@ -97,8 +97,8 @@ def test_it_is_told_when_the_waiting_is_over(site):
         (None, (), "it has not spoken yet"),
         (15.0, (), "silent for 15 s, and after 20 s it is lost (peer-timeout)"),
         (6.0, (0,), "silent for 6 s, and after 20 s it is lost (peer-timeout)"),
-        (1.0, (0,), "it last spoke 1 s ago: slow, not lost; it waits for peer 0 (north)"),
-        (1.0, (2, 1, 0), "slow, not lost; it waits for peer 2, and so in the end for peer 0 (north)"),
+        (1.0, (0,), "it last spoke 1 s ago, and waits itself for peer 0 (north)"),
+        (1.0, (2, 1, 0), "1 s ago, and waits itself for peer 2, and so in the end for peer 0 (north)"),
     ],
 )
 def test_the_reason_says_what_is_known_of_the_peer(site, spoken, chain, reason):
@@ -150,6 +150,8 @@ def test_a_wait_that_is_over_is_kept_with_whom_it_was_for_and_whether_that_one_s
         stalled=written.append,
         tells=False,
     )
+    rates = []
+    site._report = lambda standing: rates.append(standing.rate)
     site._bulletin = SimpleNamespace(write=lambda *about: kept.append(tuple(about[3])))
     clock = pytest.MonkeyPatch()
     with clock.context() as patch:
@@ -161,8 +163,11 @@ def test_a_wait_that_is_over_is_kept_with_whom_it_was_for_and_whether_that_one_s
             (9.5, None),
         ]:
             patch.setattr("p2pft_flower.host.publisher.time.monotonic", lambda m=moment: m)
+            told.iteration = 7 if moment < 9 else 9
             site._stand()
     (stall,) = written
     assert (stall.peer, stall.awaited, stall.last, stall.silent) == (0, 3, 2, False)
     assert (stall.iteration, stall.seconds) == (7, 9.0)
+    assert rates[2] == 0.0, "while all stand still nothing is done"
+    assert rates[4] == 0.0, "and that time is no part of the rate afterwards"
     assert list(site._stalls) == [stall]

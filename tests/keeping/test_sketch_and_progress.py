@@ -67,6 +67,7 @@ def test_the_time_left_is_that_of_the_last_evaluations_also_after_a_long_stand_s
         now[0] += 1000.0 if iteration == 10 else 5.0
         progress.add(report(0, iteration))
     assert lines[-1].endswith("40 s left")
+    assert lines[3].endswith("85 s left"), "nor does the one right after it count it in"
     now[0] += 40.0
     progress.add(report(0, 100))
     assert lines[-1].endswith("in 1095 s")

@@ -122,6 +122,14 @@ def test_the_waits_that_journals_tell_of_are_events_with_their_times(tmp_path):
     assert event.text == "peer 0 (site-0) waited 9 s for peer 1, which was slow, after 0 iterations"
 
 
+def test_a_run_with_results_has_the_waits_of_its_journals_too(run, tmp_path):
+    shutil.copytree(run, tmp_path, dirs_exist_ok=True)
+    log = tmp_path / "peers" / "peer-0.jsonl"
+    *before, end = log.read_bytes().splitlines(keepends=True)
+    log.write_bytes(b"".join([*before, written(made_line("stall", 0, awaited=1, last=1)), end]))
+    assert [e.text for e in page_of_folder(tmp_path).events if "waited 9 s" in e.text]
+
+
 def test_a_stop_is_no_failure(tmp_path):
     journal(tmp_path, 0, made_line("failed", 0, iteration=5, error="p2pft stop", cause="STOPPED"))
     assert ending_of(tmp_path).outcome == "stopped"

@@ -154,6 +154,20 @@ def test_a_lost_peer_is_lost_since_its_view_and_the_result_lacks_its_images():
     assert "view 1 after 380 iterations: peer 3 (west) was lost" in text
 
 
+def test_who_has_not_spoken_for_some_seconds_is_called_slow_no_more():
+    waits = peer(1, state="waiting", awaited=2, busy=12.0)
+    _, peers = state_of(bulletin(waits, peer(2, heard=2.0, spoken=2.0)))
+    assert peers[2].state == "slow"
+    _, peers = state_of(bulletin(waits, peer(2, heard=4.0, spoken=4.0)))
+    assert peers[2].state == "computing", "it may be gone, which is not known yet"
+
+
+def test_a_peer_that_comes_back_does_not_set_the_run_back_to_its_beginning():
+    back = peer(3, state="changing", iteration=0)
+    status, _ = state_of(bulletin(back))
+    assert status.iteration == 400
+
+
 def test_who_was_waited_for_and_is_no_more_stands_among_what_happened():
     waited = made_line("stall", 1, time=NOW - 90, iteration=300, awaited=2, last=3, seconds=18.0)
     status, _ = state_of(bulletin(live=(0, 1, 2), views=(view(),), stalls=(waited,)))
