@@ -263,6 +263,8 @@ class Host:
                 self._pulse.enter(Pulse.FINISHED)
                 timeout = self._config.runtime.peer_timeout
                 if agreement is None or agreement.finish(timeout, self.raise_if_stopped):
+                    if wires is not None:
+                        wires.farewell()
                     return
             except ViewChangeError as change:
                 if agreement is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -338,9 +338,18 @@ class Wires:
         if self.agreement is None:
             return
         self.agreement.leave(reason)
+        self._tell_now(self.agreement, self.agreement.contacts())
+
+    def farewell(self) -> None:
+        """Report to neighbours and contacts, within 2 s, that this host has finished, so that none waits."""
+        if self.agreement is not None:
+            self._tell_now(self.agreement, {**self.links.neighbours, **self.agreement.contacts()})
+
+    def _tell_now(self, agreement: Agreement, members: Mapping[int, int]) -> None:
+        """Gossip with ``members``, by the local peer that speaks to each; who is gone already is none."""
         gossip = {}
-        for remote, local in self.agreement.contacts().items():
-            gossip[remote] = self.agreement.tell(remote)
+        for remote, local in members.items():
+            gossip[remote] = agreement.tell(remote)
             gossip[remote].sender = local
         self.links.gossip_all(gossip, _DEPART)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -18,10 +19,11 @@ from p2pft_flower.keeping.checkpoints import checkpoint_files, checkpoint_folder
 from p2pft_flower.keeping.running import running
 from p2pft_flower.topology import Graph
 from p2pft_flower.transport import ExchangeStoppedError
+from p2pft_flower.transport.heartbeats import Heartbeats
 from tests.journals import lines_of
 
 from .hosts import RING, best, run_together, stopped_tail, tcp, unix, until
-from .quadratic import Quadratics, plans
+from .quadratic import Peer, Quadratics, plans
 
 
 def views(folder, peer):
@@ -248,3 +250,23 @@ def test_a_host_whose_gradient_never_ends_is_given_up_when_it_can_come_back_no_m
         release.set()
     until(lambda: not any(t.name == "p2pft-host" for t in threading.enumerate()))  # nor does it come back
     assert len(last_lines(tmp_path, 2)) == 1
+
+
+def test_who_finishes_last_tells_the_others_before_it_goes_however_busy_its_heartbeats_are(
+    tmp_path, monkeypatch
+):
+    """Else these would wait for it for peer-timeout."""
+    monkeypatch.setattr(Heartbeats, "nudge", lambda self: None)  # its gossip never gets out in time
+    problems, evaluate = [Quadratics() for _ in range(4)], Peer.evaluate
+
+    def slowly(self, theta):
+        if self.peer == 3 and self.drawn > 1:
+            threading.Event().wait(2.5)  # the others have finished meanwhile, and said so with a beat
+        return evaluate(self, theta)
+
+    monkeypatch.setattr(Peer, "evaluate", slowly)
+    settings = {"iterations": 20, "evaluate-every": 20, "survive": True, "peer-timeout": 120.0}
+    begin = time.monotonic()
+    results = run_together(plans(RING, [[0], [1], [2], [3]], tcp(), tmp_path, **settings), problems)
+    assert not any(isinstance(result, Exception) for result in results), results
+    assert time.monotonic() - begin < 60.0
