@@ -1,0 +1,81 @@
+"""``class-weights = balanced`` through Flower, on an uneven table: rare classes are found, on any hosts."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from sklearn.utils.class_weight import compute_class_weight
+
+from p2pft_flower.flower import client
+from p2pft_flower.learning.objective import PeerObjective
+from p2pft_flower.report.results import read_results
+
+from .engine import run_app
+from .sameness import tails
+
+NAMES = ("common", "rare", "rarest")
+TRAIN, TEST = (240, 12, 6), (40, 40, 40)
+
+
+@pytest.fixture(autouse=True)
+def _fresh():
+    client.workload.cache_clear()
+    client.holdings.cache_clear()
+
+
+@pytest.fixture(scope="module")
+def features(tmp_path_factory):
+    """A file of features: three classes that overlap, one far more common than the others in training."""
+    rng = np.random.default_rng(3)
+    centres = np.eye(3, 4)
+    held = {}
+    for part, sizes in (("train", TRAIN), ("test", TEST)):
+        labels = rng.permutation(np.repeat(np.arange(3), sizes))
+        held[f"{part}.features"] = (centres[labels] + 0.45 * rng.normal(size=(len(labels), 4))).astype(
+            np.float32
+        )
+        held[f"{part}.labels"] = labels.astype(np.int64)
+    file = tmp_path_factory.mktemp("uneven") / "uneven.npz"
+    np.savez(file, **held, classes=np.array(NAMES))
+    return file
+
+
+@pytest.fixture
+def settings(features):
+    return {
+        "dataset": f"features:{features}", "model": "none", "tune": "head", "partition": "dirichlet:0.5",
+        "topology": "directed-ring:4", "learning_rate": 0.3, "iterations": 150, "evaluate_every": 50,
+    }  # fmt: skip
+
+
+def balanced_accuracy(folder):
+    return [peer["class_scores"]["balanced_accuracy"] for peer in read_results(folder)["peers"]]
+
+
+@pytest.mark.parametrize("objective", ["uniform", "examples"])
+def test_rare_classes_are_found_more_often(objective, settings, tmp_path):
+    run_app(tmp_path / "none", nodes=1, **settings, objective=objective)
+    run_app(tmp_path / "balanced", nodes=1, **settings, objective=objective, class_weights="balanced")
+    assert min(balanced_accuracy(tmp_path / "balanced")) > max(balanced_accuracy(tmp_path / "none")) + 0.1
+
+
+@pytest.mark.parametrize("algorithm", ["p2pft", "centralized"])
+def test_all_have_scikit_learns_weights_of_the_pooled_labels_and_the_same_theta_on_any_hosts(
+    algorithm, settings, features, tmp_path, monkeypatch
+):
+    weigh, weights = PeerObjective.weigh, []
+
+    def noted(self, counts):
+        weigh(self, counts)
+        weights.append(self._weights.tolist())
+
+    monkeypatch.setattr(PeerObjective, "weigh", noted)
+    settings |= {"iterations": 6, "evaluate_every": 3, "class_weights": "balanced", "algorithm": algorithm}
+    hosts = (1, 3) if algorithm == "p2pft" else (1,)
+    for nodes in hosts:
+        run_app(tmp_path / str(nodes), nodes=nodes, **settings)
+    labels = np.load(features)["train.labels"]
+    theirs = compute_class_weight("balanced", classes=np.arange(3), y=labels)
+    peers = 4 if algorithm == "p2pft" else 1
+    assert weights == [theirs.astype(np.float32).tolist()] * peers * len(hosts)
+    assert len({str(tails(tmp_path / str(nodes), range(peers))) for nodes in hosts}) == 1
