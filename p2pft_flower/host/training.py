@@ -300,8 +300,11 @@ class Training:
         if self._counts is None:
             return
         self._pulse.enter(Pulse.WAITING)
-        objectives = {p: weighted(self._objectives[p]) for p in self._peers}
-        tables = self._counts.tables({p: one.class_counts() for p, one in objectives.items()})
+        objectives, own = {p: weighted(self._objectives[p]) for p in self._peers}, {}
+        for p, objective in objectives.items():
+            with naming(p, self.iteration, "its images of each class could not be counted"):
+                own[p] = objective.class_counts()
+        tables = self._counts.tables(own)
         self._counts.keep(self._exchange.share_counts(self.session, tables))
         self._pulse.enter(Pulse.COMPUTING)
         for p, objective in objectives.items():

@@ -54,6 +54,7 @@ def balanced_accuracy(folder):
 
 @pytest.mark.parametrize("objective", ["uniform", "examples"])
 def test_rare_classes_are_found_more_often(objective, settings, tmp_path):
+    settings["partition"] = "iid"
     run_app(tmp_path / "none", nodes=1, **settings, objective=objective)
     run_app(tmp_path / "balanced", nodes=1, **settings, objective=objective, class_weights="balanced")
     assert min(balanced_accuracy(tmp_path / "balanced")) > max(balanced_accuracy(tmp_path / "none")) + 0.1

@@ -110,7 +110,7 @@ def test_who_is_let_in_again_gets_the_weights_of_the_start_from_the_others(every
 
 
 def departing(monkeypatch, *who):
-    """Peers that fail as the numbers are summed up in a view, (peer, view), while all others wait for them."""
+    """Let peers, each as (peer, view), fail as the numbers are summed up, while all others wait for them."""
     count, seen = Weighed.class_counts, dict.fromkeys(range(4), -1)
 
     def class_counts(self):
