@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+
 import numpy as np
 import pytest
 from sklearn.utils.class_weight import compute_class_weight
@@ -9,9 +11,12 @@ from sklearn.utils.class_weight import compute_class_weight
 from p2pft_flower.flower import client
 from p2pft_flower.learning.objective import PeerObjective
 from p2pft_flower.report.results import read_results
+from tests.several_labels import NAMES as LOOKS
+from tests.several_labels import write_digits
 
 from .engine import run_app
 from .sameness import tails
+from .test_moved_data import interrupted
 
 NAMES = ("common", "rare", "rarest")
 TRAIN, TEST = (240, 12, 6), (40, 40, 40)
@@ -80,3 +85,35 @@ def test_all_have_scikit_learns_weights_of_the_pooled_labels_and_the_same_theta_
     peers = 4 if algorithm == "p2pft" else 1
     assert weights == [theirs.astype(np.float32).tolist()] * peers * len(hosts)
     assert len({str(tails(tmp_path / str(nodes), range(peers))) for nodes in hosts}) == 1
+
+
+def test_a_resumed_run_ends_as_the_uninterrupted_one(settings, tmp_path):
+    settings |= {"iterations": 4, "evaluate_every": 2, "checkpoint_every": 2, "class_weights": "balanced"}
+    run_app(tmp_path / "run", nodes=2, **settings)
+    interrupted(tmp_path / "run", tmp_path / "killed", after=2)
+    run_app(tmp_path / "on", nodes=1, **settings, resume=str(tmp_path / "killed"))
+    assert tails(tmp_path / "on") == tails(tmp_path / "run")
+
+
+@pytest.mark.parametrize("more", [{}, {"keep": "best:loss", "validation": 0.2}], ids=["last", "best"])
+def test_rare_labels_are_weighted_by_those_without_them_to_those_with_them(more, tmp_path, monkeypatch):
+    weigh, told = PeerObjective.weigh, []
+
+    def noted(self, counts):
+        weigh(self, counts)
+        told.append((counts.tolist(), self._weights.tolist()))
+
+    monkeypatch.setattr(PeerObjective, "weigh", noted)
+    data = f"table:{write_digits(tmp_path / 'data', 60, 20)}"
+    run_app(
+        tmp_path / "run", nodes=2, dataset=data, topology="ring:4", iterations=4, evaluate_every=2,
+        tune="head", class_weights="balanced", **more,
+    )  # fmt: skip
+    ((counts, weights),) = {(tuple(c), tuple(w)) for c, w in told}
+    assert len(told) == 4
+    images, of_label = counts[0], np.array(counts[1:])
+    assert weights == pytest.approx((images - of_label) / of_label)
+    if not more:
+        with (tmp_path / "data" / "labels.csv").open(newline="") as file:
+            cells = [row["labels"].split("|") for row in csv.DictReader(file) if row["split"] == "train"]
+        assert counts == (60, *(sum(name in cell for cell in cells) for name in LOOKS))
