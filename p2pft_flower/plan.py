@@ -180,7 +180,8 @@ class Plan:
         γ of the exchanges in the view that the run begins with; 0 if there is no codec.
     rounds : int
         Number of exchanges after an evaluation with which all peers of that view learn all peers' validation
-        scores (``keep = best:…``): the diameter of the view's graph; 0 if nothing is to be agreed on.
+        scores (``keep = best:…``), or numbers of images (``class-weights``): the diameter of the view's
+        graph; 0 if nothing is to be agreed on.
     """
 
     run: str

@@ -136,6 +136,7 @@ OTHER = {
     "keep": "best:loss",
     "shots": 5,
     "loss": "bce",
+    "class-weights": "balanced",
     "partition": "iid",
     "stream": True,
     "pixel-range": "-1000:400",
@@ -350,6 +351,14 @@ TOGETHER = [
     (
         {"validation": 0.2, "keep": "best:loss", "dataset": "folder:/s", "stream": True},
         r"validation = 0.2 with keep = 'best:loss', stream = true, dataset = 'folder:/s': the images to be",
+    ),
+    (
+        {"class-weights": "balanced", "stream": True, "dataset": "folder:/s"},
+        r"class-weights = 'balanced' with stream = true: .*choose one",
+    ),
+    (
+        {"class-weights": "balanced", "dp-clip": 1.0},
+        r"class-weights = 'balanced' with dp-clip = 1.0: .*are not private",
     ),
     (
         {"keep": "best:loss"},

@@ -6,39 +6,12 @@ import dataclasses
 from dataclasses import dataclass
 
 from p2pft_flower.config.bounds import require, require_bounds
+from p2pft_flower.config.learning_keys import CHOICES, HANDED_ON, NO_MODEL, PROMPT, WITH_FEATURES
 from p2pft_flower.config.pixels import read_channels, read_dicom_window, read_range
 from p2pft_flower.errors import ConfigError
 from p2pft_flower.plugins import is_reference
 
 __all__ = ["CHOICES", "NO_MODEL", "LearningConfig"]
-
-CHOICES = {
-    "device": ("auto", "cpu", "cuda", "mps"),
-    "cache_dtype": ("float16", "float32"),
-    "bad_images": ("refuse", "skip"),
-    "trunk_dtype": ("auto", "float32", "bfloat16"),
-    "interpolation": ("", "nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"),
-    "head": ("random", "text"),
-    "loss": ("auto", "ce", "bce"),
-    "keep": ("last", "best:balanced-accuracy", "best:loss"),
-}
-"""All values of each learning key that has only a few."""
-
-HANDED_ON = ("problem", "batch_size", "seed", "data_dir")
-"""Learning keys that are handed on to a ``problem`` of the user's own; the others are for images."""
-
-PROMPT = "a photo of a {}."
-"""The default of ``prompts``."""
-
-NO_MODEL = "none"
-"""The ``model`` of a dataset of features, which a model made elsewhere."""
-
-_WITH_FEATURES = (
-    *("problem", "model", "tune", "head", "text_embeddings", "text_tower", "prompts", "class_names"),
-    *("device", "dataset", "shots", "partition", "validation", "keep", "loss", "batch_size"),
-    *("dp_clip", "dp_noise", "dp_delta", "seed"),
-)
-"""Learning keys that mean something for a dataset of features; the others are for images."""
 
 TEXT_PROMPTS = ("text-prompt", "text-prompt-class")
 """Kinds of ``tune`` that train a context before the classes' names."""
@@ -173,6 +146,11 @@ class LearningConfig:
         The loss of an image: cross-entropy of its one class (``ce``), or of each label alone the binary one,
         the mean over the labels (``bce``), if an image may have several labels or none (a table's column
         ``labels``, docs/multi-label.md); ``auto``: what the data need. The other kind's loss is refused.
+    class_weights : {"none", "balanced"}
+        Whether all images count alike in the training loss, or rare classes more: an image of class c
+        N / (C N_c) times, where N_c of all peers' N training images, of C classes, are of class c; of several
+        labels an image with label c (N − N_c) / N_c times in that label's loss. The peers sum up N_c along
+        their edges at the start (docs/per-class.md). Test losses are not weighted.
     batch_size : int
         Number of images in one mini-batch of one peer; the average number if ``dp_clip`` > 0.
     dp_clip : float
@@ -226,6 +204,7 @@ class LearningConfig:
     max_megapixels: float = 0.0
     augment: str = "none"
     loss: str = "auto"
+    class_weights: str = "none"
     batch_size: int = 32
     dp_clip: float = 0.0
     dp_noise: float = 0.0
@@ -260,6 +239,16 @@ class LearningConfig:
     def keeps_best(self) -> bool:
         """Whether the peers end with their best θ, and not with the last one."""
         return self.chosen_by is not None
+
+    @property
+    def balances(self) -> bool:
+        """Whether the loss is weighted by class."""
+        return self.class_weights == "balanced"
+
+    @property
+    def agrees(self) -> bool:
+        """Whether the peers agree on something by tables that they send along their edges."""
+        return self.keeps_best or self.balances
 
     @property
     def chosen_by(self) -> str | None:
@@ -351,6 +340,7 @@ class LearningConfig:
                     "which each image's gradient is clipped, such as 1.0"
                 )
         self._check_validation()
+        self._check_weights()
         if not self.stream:
             return
         if self.dp_clip:
@@ -390,6 +380,26 @@ class LearningConfig:
                 f"validation = {self.validation} with keep = {self.keep!r}, {what}: the images to be held "
                 "out are drawn once, from a dataset that all peers share; give one, without stream, or "
                 "keep = best:…, with which each peer holds out some of its own"
+            )
+
+    def _check_weights(self) -> None:
+        """Check that the numbers of images by class stay as they are, and may leave their site.
+
+        Raises
+        ------
+        ConfigError
+            If ``class_weights`` and ``stream`` or ``dp_clip`` contradict each other.
+        """
+        if self.balances and self.stream:
+            raise ConfigError(
+                f"class-weights = {self.class_weights!r} with stream = true: the numbers of images of the "
+                "classes are summed up once, and a stream's grow; choose one of the two"
+            )
+        if self.balances and self.dp_clip:
+            raise ConfigError(
+                f"class-weights = {self.class_weights!r} with dp-clip = {self.dp_clip}: the peers would tell "
+                "each other their exact numbers of images of each class, which are not private: choose one "
+                "of the two"
             )
 
     def _check_text(self) -> None:
@@ -459,7 +469,7 @@ class LearningConfig:
                 f"head = 'text' with tune = {self.tune!r}: text embeddings are the weights of one layer: "
                 "give tune = head"
             )
-        if given := self._given_beside(_WITH_FEATURES):
+        if given := self._given_beside(WITH_FEATURES):
             raise ConfigError(
                 f"{', '.join(given)} with dataset = {self.dataset!r}: these keys are for images, and there "
                 "are none: leave them out"

@@ -436,5 +436,5 @@ def _host_plan(run: Run, host: HostAssignment, observer: str, stop_digest: str, 
         ),
         resume=run.resume,
         codec_step=run.codec_step,
-        rounds=run.view.graph.diameter if run.exchanges and run.config.learning.keeps_best else 0,
+        rounds=run.view.graph.diameter if run.exchanges and run.config.learning.agrees else 0,
     )

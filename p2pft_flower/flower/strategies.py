@@ -149,6 +149,12 @@ def refuse_method_keys(method: MethodConfig, learning: LearningConfig) -> None:
             "among themselves, and clients of Flower's strategies have no edges to each other; give "
             "keep = last, or a method of this package, as p2pft, local or centralized"
         )
+    if learning.balances:
+        raise ConfigError(
+            f"class-weights = {learning.class_weights!r} with algorithm = {method.algorithm!r}: the peers "
+            "sum up their numbers of images along their edges, and clients of Flower's strategies have none; "
+            "give class-weights = none, or a method of this package, as p2pft, local or centralized"
+        )
 
 
 def refuse_own_problem(config: RunConfig) -> None:

@@ -8,9 +8,10 @@ docs/architecture.md).
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -18,6 +19,7 @@ from p2pft_flower.algorithms.compression import Memory, wide
 from p2pft_flower.algorithms.seam import Both, Columns, Mix, Rows, Vector, combine
 from p2pft_flower.errors import P2PFTError
 from p2pft_flower.host.best import Table, merged
+from p2pft_flower.host.class_counts import merged_counts
 from p2pft_flower.host.session import Session
 from p2pft_flower.host.wires import Wires
 from p2pft_flower.plan import Neighbourhood
@@ -162,20 +164,51 @@ class HostExchange:
         ExchangeError
             If a neighbour elsewhere sends nothing before the deadline, or takes nothing.
         """
+        numbers = range(session.counting, session.rounds)
+        merge = partial(merged, peers=session.peers, most=most)
+        told = self._flooded(session, iteration, tables, numbers, merge)
+        if numbers and any(table[list(session.peers), 0].min() < 1.0 for table in told.values()):
+            raise RuntimeError(
+                f"view {session.number}: {len(numbers)} rounds do not bring the scores of all peers "
+                f"{list(session.peers)} to all: the plan's number of rounds is wrong"
+            )
+        return told
+
+    def share_counts(self, session: Session, tables: Mapping[int, Table]) -> dict[int, Table]:
+        """Return the local peers' tables of numbers of images with the rows that peers of the view know.
+
+        The rounds come before the first iteration of the view; parameters and errors are as of :meth:`share`.
+
+        Raises
+        ------
+        CountsError
+            If a table that comes is wrong.
+        ExchangeError
+            If a neighbour elsewhere sends nothing before the deadline, or takes nothing.
+        """
+        told = self._flooded(session, session.first, tables, range(session.counting), merged_counts)
+        if not all(table[:, 0].any() for table in told.values()):
+            raise RuntimeError(f"view {session.number}: no peer knows how many images of a class there are")
+        return told
+
+    def _flooded(
+        self,
+        session: Session,
+        iteration: int,
+        tables: Mapping[int, Table],
+        numbers: range,
+        merge: Callable[[Table, Table, tuple[int, int]], Table],
+    ) -> dict[int, Table]:
+        """Return the tables after the rounds ``numbers``, in each of which all go along all edges."""
         begin = time.perf_counter()
         told = dict(tables)
-        for number in range(session.rounds):
+        for number in numbers:
             self._send_tables(session, iteration, number, told)
             before = dict(told)
             for peer in before:
                 for j in session.places[peer].in_neighbours:
                     come = self._table_of(session, peer, j, iteration, number, before)
-                    told[peer] = merged(told[peer], come, (j, peer), session.peers, most)
-        if session.rounds and any(table[list(session.peers), 0].min() < 1.0 for table in told.values()):
-            raise RuntimeError(
-                f"view {session.number}: {session.rounds} rounds do not bring the scores of all peers "
-                f"{list(session.peers)} to all: the plan's number of rounds is wrong"
-            )
+                    told[peer] = merge(told[peer], come, (j, peer))
         self.seconds += time.perf_counter() - begin
         return told
 
@@ -184,9 +217,11 @@ class HostExchange:
     ) -> None:
         with nullcontext() if self._wires is None else self._wires.links.together():
             for peer, table in tables.items():
-                self.bytes_sent[peer] += len(session.places[peer].out_neighbours) * table.nbytes
+                # Tables of scores and of numbers of images have the same width on the way: the wider one's.
+                padded = np.pad(table, ((0, 0), (0, session.columns - table.shape[1])))
+                self.bytes_sent[peer] += len(session.places[peer].out_neighbours) * padded.nbytes
                 if self._wires is not None and session.receivers[peer]:
-                    self._wires.links.send(peer, iteration, number, table.reshape(-1))
+                    self._wires.links.send(peer, iteration, number, padded.reshape(-1))
 
     def _table_of(
         self,
@@ -196,11 +231,12 @@ class HostExchange:
         iteration: int,
         number: int,
         local: Mapping[int, Table],
-    ) -> Vector:
+    ) -> Table:
         """Return the table that has come from ``sender`` in a round; wait if it is elsewhere."""
         if self._wires is None or (sender, peer) not in session.entering:
-            return local[sender].reshape(-1)
-        return self._wires.take(session, peer, sender, iteration, number).vector
+            return local[sender]
+        come = np.asarray(self._wires.take(session, peer, sender, iteration, number).vector, np.float64)
+        return come.reshape(-1, session.columns)[:, : local[peer].shape[1]]
 
     def _encode(self, session: Session, peer: int, iteration: int, phase: int, vector: Vector) -> None:
         """Send a local peer's vector to its receivers; with a codec, the difference from their knowledge."""

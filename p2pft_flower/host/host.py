@@ -14,6 +14,7 @@ from p2pft_flower.algorithms.schedules import make_schedule
 from p2pft_flower.algorithms.seam import Algorithm, Vector
 from p2pft_flower.errors import Cause, ConfigError, P2PFTError, cause_of
 from p2pft_flower.host.agreement import Agreement, LostContactError
+from p2pft_flower.host.class_counts import class_number
 from p2pft_flower.host.ending import (
     Act,
     DepartedError,
@@ -187,7 +188,13 @@ class Host:
         always = self._config.runtime.transport == "grpc"
         model = getattr(self.problem, "meeting_digest", "") or self.problem.model_digest
         sessions = Sessions(
-            plan, theta0, method.phases, model, always=always, vectors=vectors_per_payload(method)
+            plan,
+            theta0,
+            method.phases,
+            model,
+            always=always,
+            vectors=vectors_per_payload(method),
+            classes=class_number(self.problem) if self._config.learning.balances else 0,
         )
         training = self._prepare(recorder, method, theta0, sessions.first())
         if self._joining:
@@ -297,7 +304,7 @@ class Host:
             except ViewChangeError as change:
                 log.info("view %d has changed before this host got a vector: %s", session.number, change)
                 continue
-            if not self._begun:
+            if not training.states:
                 training.restore_past(session)
             training.enter_view(session, theta)
             thetas = {p: state.theta for p, state in training.states.items()}

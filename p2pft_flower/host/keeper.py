@@ -11,6 +11,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+import numpy as np
+import numpy.typing as npt
+
 from p2pft_flower.algorithms.compression import Memory
 from p2pft_flower.algorithms.seam import State
 from p2pft_flower.errors import DataError
@@ -73,6 +76,8 @@ class Moment(NamedTuple):
         The session of the view in which the last iteration was done.
     best : mapping of int to Best
         The best θ of each peer by the evaluations before this one, if ``keep`` asks for it; else empty.
+    counts : mapping of int to (n, 2 + C) array
+        Each peer's table of all peers' numbers of images, if ``class-weights`` asks for it; else empty.
     """
 
     done: int
@@ -83,6 +88,7 @@ class Moment(NamedTuple):
     exchange: float
     session: Session
     best: Mapping[int, Best] = MappingProxyType({})
+    counts: Mapping[int, npt.NDArray[np.float64]] = MappingProxyType({})
 
 
 class Keeper:
@@ -343,6 +349,7 @@ class Keeper:
                 state=state_fields(state, self._algorithm),
                 memories={phase: one for (p, phase), one in moment.memories.items() if p == peer},
                 best=moment.best.get(peer),
+                counts=moment.counts.get(peer),
                 stopped=stopped,
                 view=moment.session.number,
                 live=moment.session.peers,

@@ -11,6 +11,7 @@ from p2pft_flower.algorithms.compression import Compression, codec_step
 from p2pft_flower.algorithms.seam import Vector
 from p2pft_flower.host.agreement import NewView
 from p2pft_flower.host.best import COLUMNS
+from p2pft_flower.host.class_counts import columns
 from p2pft_flower.plan import Neighbourhood, Plan
 from p2pft_flower.topology.views import View
 from p2pft_flower.transport import Mailbox, Terms
@@ -69,8 +70,12 @@ class Session:
     donor : int or None
         The peer that the view names to give θ to this host, if the view has let it in; else None.
     rounds : int
-        Number of exchanges of tables of scores after an evaluation (``keep = best:…``); 0 if nothing is to be
-        agreed on.
+        Number of exchanges of tables: those of numbers of images, and after them those of scores after an
+        evaluation (``keep = best:…``); 0 if nothing is to be agreed on.
+    counting : int
+        Number of exchanges of tables of numbers of images (``class-weights``), when the view begins.
+    columns : int
+        Number of columns of a table.
     """
 
     number: int
@@ -87,6 +92,8 @@ class Session:
     returned: frozenset[int] = frozenset()
     donor: int | None = None
     rounds: int = 0
+    counting: int = 0
+    columns: int = 0
 
     @property
     def inbox(self) -> Mailbox:
@@ -149,6 +156,8 @@ class Sessions:
         Whether peers of the host use the transport between each other as well (``transport = "grpc"``).
     vectors : int
         Number of vectors in a payload; default 1.
+    classes : int
+        Number of classes by whose numbers of images losses are weighted; default 0, without weights.
     """
 
     def __init__(
@@ -160,10 +169,13 @@ class Sessions:
         *,
         always: bool,
         vectors: int = 1,
+        classes: int = 0,
     ) -> None:
         self._plan, self._theta0, self._phases, self._always = plan, theta0, phases, always
         self._vectors = vectors
         self._keeps = plan.config.learning.keeps_best and bool(phases)
+        self._counts = classes > 0 and bool(phases)
+        self._columns = max(COLUMNS if self._keeps else 0, columns(classes) if self._counts else 0)
         self._config = f"settings {plan.terms} model {model_digest}"
         self._each = make_codec(plan.config.method.codec)
         self._codec = None if self._each is None else for_vectors(self._each, vectors)
@@ -174,15 +186,15 @@ class Sessions:
         """Return the session of the view that the run begins with."""
         # If anything is exchanged, all peers begin at the same iteration.
         first = min(self._plan.begins.values())
-        rounds = self._plan.rounds if self._keeps else 0
-        return self._session(0, first, self._plan.live, self._plan.peers, self._plan.codec_step, rounds)
+        plan = self._plan
+        return self._session(0, first, plan.live, plan.peers, plan.codec_step, plan.rounds)
 
     def of(self, new: NewView) -> Session:
         """Return the session of a view that was agreed on."""
         step = codec_step(self._each, self._plan.config.method.codec_step, new.view.graph)
         places = [Neighbourhood.of(new.view, p.peer, step) for p in self._plan.peers]
-        rounds = new.view.graph.diameter if self._keeps else 0
-        session = self._session(new.number, new.iteration, new.view.peers, places, step, rounds)
+        longest = new.view.graph.diameter if self._columns else 0
+        session = self._session(new.number, new.iteration, new.view.peers, places, step, longest)
         returned = frozenset(new.joined).difference(session.places)
         return replace(session, view=new.view, returned=returned, donor=new.donor)
 
@@ -193,10 +205,11 @@ class Sessions:
         peers: tuple[int, ...],
         places: Sequence[Neighbourhood],
         step: float,
-        rounds: int,
+        longest: int,
     ) -> Session:
         leaving, entering = remote_edges(places if self._phases else (), always=self._always)
         weights = self._plan.weights_among(peers)
+        counting, scoring = longest * self._counts, longest * self._keeps
         wired = leaving or entering or self._plan.members or self._plan.listens_for_stops
         return Session(
             number,
@@ -207,13 +220,22 @@ class Sessions:
             leaving,
             entering,
             self._phases,
-            self._mailbox(self._terms(number, step, rounds), places, entering, first) if wired else None,
+            self._mailbox(self._terms(number, step, counting, scoring), places, entering, first, counting)
+            if wired
+            else None,
             None if self._codec is None else Compression(self._codec, step),
-            rounds=rounds,
+            rounds=counting + scoring,
+            counting=counting,
+            columns=self._columns,
         )
 
     def _mailbox(
-        self, terms: Terms, places: Sequence[Neighbourhood], entering: frozenset[Edge], first: int
+        self,
+        terms: Terms,
+        places: Sequence[Neighbourhood],
+        entering: frozenset[Edge],
+        first: int,
+        counting: int,
     ) -> Mailbox:
         row = {place.peer: place for place in places}
         turns = [
@@ -226,17 +248,23 @@ class Sessions:
             first,
             codec=self._codec,
             turns=turns,
-            tables=lambda k: k == first or self._plan.evaluates_after(k),
+            tables=lambda k: k == first or (self._keeps and self._plan.evaluates_after(k)),
+            once=counting,
         )
 
-    def _terms(self, number: int, step: float, rounds: int) -> Terms:
+    def _terms(self, number: int, step: float, counting: int, scoring: int) -> Terms:
+        rounds = counting + scoring
         codec, q, dtype = self._codec, self._theta0.size, self._theta0.dtype
         return Terms(
             run=self._plan.run,
             length=q,
             dtype=dtype,
             phases=rounds + max(1, len(self._phases)),  # without edges no payload is taken in at all
-            phase_names=(*(f"scores {r + 1}" for r in range(rounds)), *self._phases),
+            phase_names=(
+                *(f"class counts {r + 1}" for r in range(counting)),
+                *(f"scores {r + 1}" for r in range(scoring)),
+                *self._phases,
+            ),
             view=number,
             config=self._config if codec is None else f"{self._config} codec-step {step:g}",
             codec="" if codec is None else self._plan.config.method.codec,
@@ -244,5 +272,5 @@ class Sessions:
             most_bytes=0 if codec is None else codec.most_bytes(self._vectors * q, dtype),
             step=0.0 if codec is None else step,
             rounds=rounds,
-            table=self._plan.n * COLUMNS if self._keeps else 0,
+            table=self._plan.n * self._columns,
         )

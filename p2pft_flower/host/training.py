@@ -19,6 +19,7 @@ from p2pft_flower.algorithms.seam import Algorithm, Gradient, Mix, State, Step, 
 from p2pft_flower.errors import Cause, DataError, P2PFTError
 from p2pft_flower.host.agreement import Agreement
 from p2pft_flower.host.best import BestTheta
+from p2pft_flower.host.class_counts import ClassCounts, weighted
 from p2pft_flower.host.exchange import DivergedError, HostExchange
 from p2pft_flower.host.keeper import Keeper, Moment
 from p2pft_flower.host.problem import Objective, validated
@@ -127,6 +128,10 @@ class Training:
         self._saving, self._saved = threading.Lock(), False
         by = config.learning.chosen_by
         self._best = None if by is None else BestTheta(by, plan.n)
+        self._counts = ClassCounts(plan.n) if config.learning.balances else None
+        self._waiting, self._due = set[int](), False
+        """With class weights, until these are there: the peers without a gradient, and whether scores and
+        checkpoints are due then."""
 
     def restore(self, theta0: Vector) -> None:
         """If the plan resumes a run, restore the peers' states from that run's checkpoints.
@@ -145,7 +150,7 @@ class Training:
                 start = partial(self._method.start, theta0.copy(), np.zeros_like)
                 self.states[p], kept = self._keeper.resume(p, self._plan.resume, start, self._objectives[p])
                 memory, self._exchange.bytes_sent[p] = kept.memories, kept.bytes_sent
-                self._restore_best(p, kept)
+                self._restore_tables(p, kept)
                 phases = len(self._method.phases)
                 turns = {number // phases for number in memory} if phases else set()
                 whole = {turn * phases + phase for turn in turns for phase in range(phases)}
@@ -163,7 +168,7 @@ class Training:
         for p in self._peers:
             if p not in self.states:
                 self._start(p, theta0.copy())
-        self._complete(self.done)
+        self._complete_later(self.done)
 
     def iterate(self, agreement: Agreement | None) -> None:
         """Iterate until all iterations are done.
@@ -173,6 +178,7 @@ class Training:
         ViewChangeError
             If the view changes: the iteration under way does not count, and nothing of it is kept.
         """
+        self._weigh_classes()
         while True:
             k = self.iteration = self.done
             self._raise_if_stopped()
@@ -197,7 +203,7 @@ class Training:
                 kept = self._keeper.restore_past(p, self._objectives[p], session)
                 if kept is not None:
                     self._exchange.bytes_sent[p] = kept.bytes_sent
-                    self._restore_best(p, kept)
+                    self._restore_tables(p, kept)
 
     def enter_view(self, session: Session, theta: Vector | None = None) -> None:
         """Begin the method again, from each peer's θ, among the peers of another view.
@@ -226,11 +232,13 @@ class Training:
         behind = self.done < session.first
         if theta is not None and self._best is not None:
             self._best.come_back()
+        if theta is not None and self._counts is not None:
+            self._counts.come_back()
         for p in self._peers:
             self._start(p, self.states[p].theta if theta is None else theta.copy())
         # Scores and checkpoints due after the iterations that the others had completed are due here too.
         if behind or theta is not None:
-            self._complete(session.first)
+            self._complete_later(session.first)
 
     def finish(self) -> list[Outcome]:
         """Bring the last checkpoint, the tails and the journals to disk, and return the peers' outcomes."""
@@ -277,7 +285,38 @@ class Training:
 
     def _start(self, peer: int, theta: Vector) -> None:
         with naming(peer, self.iteration, "it could not start"):
-            self.states = self.states | {peer: self._of(peer).start(theta, self._gradient(peer))}
+            gradient = self._gradient(peer)
+            if self._counts is not None:
+                # Nothing is computed before the weights are known; θ is there for peers that come back.
+                self._waiting.add(peer)
+                gradient = np.zeros_like
+            self.states = self.states | {peer: self._of(peer).start(theta, gradient)}
+
+    def _weigh_classes(self) -> None:
+        """Agree with the others on the classes' weights as a view begins, and then start the peers.
+
+        The rounds come in each view, as a peer that was let in may have no table.
+        """
+        if self._counts is None:
+            return
+        self._pulse.enter(Pulse.WAITING)
+        objectives, own = {p: weighted(self._objectives[p]) for p in self._peers}, {}
+        for p, objective in objectives.items():
+            with naming(p, self.iteration, "its images of each class could not be counted"):
+                own[p] = objective.class_counts()
+        tables = self._counts.tables(own)
+        self._counts.keep(self._exchange.share_counts(self.session, tables))
+        self._pulse.enter(Pulse.COMPUTING)
+        for p, objective in objectives.items():
+            objective.weigh(self._counts.total(p))
+        for p in sorted(self._waiting):
+            with naming(p, self.iteration, "it could not start"):
+                state = self._of(p).start(self.states[p].theta, self._gradient(p))
+            self.states = self.states | {p: state}
+        self._waiting.clear()
+        if self._due:
+            self._due = False
+            self._complete(self.session.first)
 
     def _of(self, peer: int) -> Algorithm[Any]:
         """Return the method as ``peer`` runs it in the iteration that is under way."""
@@ -299,6 +338,13 @@ class Training:
         self._pulse.enter(Pulse.COMPUTING)
         return mixed
 
+    def _complete_later(self, done: int) -> None:
+        """:meth:`_complete`, now or, with class weights, once they are known and the peers have started."""
+        if self._counts is None:
+            self._complete(done)
+        else:
+            self._due = True
+
     def _complete(self, done: int) -> None:
         """Note that ``done`` iterations are completed; score and write checkpoints if they are due."""
         self.done = done
@@ -312,6 +358,7 @@ class Training:
             self._exchange.seconds,
             self.session,
             {} if self._best is None else self._best.so_far,
+            {} if self._counts is None else self._counts.so_far,
         )
         if self._trace:
             for p, state in self.states.items():
@@ -360,6 +407,11 @@ class Training:
         self._pulse.enter(Pulse.WAITING)
         tables = self._best.tables(self._peers)
         self._best.decide(self._exchange.share(session, done, tables, self._plan.iterations))
+
+    def _restore_tables(self, peer: int, kept: Checkpoint) -> None:
+        self._restore_best(peer, kept)
+        if self._counts is not None:
+            self._counts.restore(peer, kept.counts)
 
     def _restore_best(self, peer: int, kept: Checkpoint) -> None:
         if self._best is not None:

@@ -121,6 +121,8 @@ class Checkpoint(_Facts, frozen=True, kw_only=True):
         The peers of the view, ascending.
     best : Best or None
         The best θ by the evaluations that were decided on; None without ``keep = best:…``.
+    counts : (n, 2 + C) array or None
+        The table of all peers' numbers of images by class; None without ``class-weights``.
     """
 
     state: dict[str, Any]
@@ -129,6 +131,7 @@ class Checkpoint(_Facts, frozen=True, kw_only=True):
     view: Count = 0
     live: tuple[PeerNumber, ...] = ()
     best: Best | None = None
+    counts: Any = None
 
 
 _MEMORY = "memory."
@@ -136,6 +139,12 @@ _MEMORY = "memory."
 
 _BEST = "best.theta"
 """The key of the best θ."""
+
+_COUNTS = "class.counts"
+"""The key of the table of numbers of images."""
+
+_MOST_COUNTS = 2**30
+"""The most bytes of that table, which depends on peers and classes, and not on θ."""
 
 
 def checkpoint_folder(output_dir: Path, peer: int) -> Path:
@@ -264,6 +273,8 @@ def _packed(checkpoint: Checkpoint) -> tuple[dict[str, np.ndarray[Any, Any]], st
     )
     if checkpoint.best is not None and checkpoint.best.theta is not None:
         arrays[_BEST] = checkpoint.best.theta
+    if checkpoint.counts is not None:
+        arrays[_COUNTS] = checkpoint.counts
     for phase, memory in checkpoint.memories.items():
         arrays |= {f"{_MEMORY}{phase}.{part}": vector for part, vector in memory._asdict().items()}
     # Little-endian, as the format wants it; the largest items first, so that all of them are aligned.
@@ -315,6 +326,7 @@ def read_checkpoint(path: Path, run: str | None = None, q: int | None = None) ->
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
         digest = _digest(told[_DOCUMENT], tensors)
         state, memories, best = _state(document, tensors), _memories(tensors), _best(document, tensors)
+        counts = _counts(tensors)
     except OSError as error:
         raise DataError(f"{path}: the checkpoint cannot be read ({error.strerror or error})") from error
     except DataError:
@@ -333,7 +345,7 @@ def read_checkpoint(path: Path, run: str | None = None, q: int | None = None) ->
         )
     if run is not None and document.run != run:
         raise DataError(f"{path}: it is of run {document.run}, not of run {run}")
-    return Checkpoint(**document.facts, state=state, memories=memories, best=best), digest
+    return Checkpoint(**document.facts, state=state, memories=memories, best=best, counts=counts), digest
 
 
 def _document(text: str, path: Path) -> _Document:
@@ -350,7 +362,10 @@ def _document(text: str, path: Path) -> _Document:
 def _refuse_sizes(shapes: Mapping[str, Sequence[int]], q: int, path: Path) -> None:
     if (theta := shapes.get("theta")) is not None and list(theta) != [q]:
         raise DataError(f"{path}: θ is {tuple(theta)} in the checkpoint, ({q},) here: model or tune differs")
-    sizes = {name: 8 * math.prod(shape) for name, shape in shapes.items()}
+    table = 8 * math.prod(shapes.get(_COUNTS, ()))
+    if table > _MOST_COUNTS:
+        raise DataError(f"{path}: no table of images: it claims {table} bytes, of {_MOST_COUNTS} at most")
+    sizes = {name: 8 * math.prod(shape) for name, shape in shapes.items() if name != _COUNTS}
     # A codec's memories may be as many as a period has exchanges.
     most = most_bytes(q)
     claimed = sum(n for name, n in sizes.items() if name != _BEST and not name.startswith(_MEMORY))
@@ -393,6 +408,13 @@ def _best(document: _Document, tensors: Mapping[str, np.ndarray[Any, Any]]) -> B
     if told.iteration > told.decided:
         raise ValueError(f"it keeps iteration {told.iteration}, and has decided up to {told.decided}")
     return Best(told.decided, told.iteration, told.score, theta)
+
+
+def _counts(tensors: Mapping[str, np.ndarray[Any, Any]]) -> np.ndarray[Any, Any] | None:
+    table = tensors.get(_COUNTS)
+    if table is not None and (table.ndim != 2 or table.dtype != np.float64 or not np.isfinite(table).all()):
+        raise ValueError("its table of numbers of images is no table of numbers")
+    return table
 
 
 def _peer_of(path: Path) -> int | None:

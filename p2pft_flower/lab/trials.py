@@ -132,6 +132,7 @@ def _require_plain(config: RunConfig) -> None:
     odd = {f.name for f in fields(config.method)} - followed
     given = [name for name in sorted(odd) if getattr(config.method, name) != getattr(plain.method, name)]
     given += [name for name in ("dp_clip", "stream") if getattr(config.learning, name)]
+    given += ["class_weights"] if config.learning.balances else []
     if given:
         raise ConfigError(
             f"{', '.join(name.replace('_', '-') for name in given)}: a run in one process does not follow it"

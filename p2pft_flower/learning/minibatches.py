@@ -34,19 +34,21 @@ class MiniBatch(NamedTuple):
     labels: torch.Tensor
     sizes: tuple[int, ...]
 
-    def loss(self, logits: torch.Tensor) -> torch.Tensor:
+    def loss(self, logits: torch.Tensor, weights: torch.Tensor | None = None) -> torch.Tensor:
         """Return the mean over peers of each peer's mean loss (:func:`image_loss`).
 
         Parameters
         ----------
         logits : (B, classes) tensor
             The tail's outputs for ``inputs``.
+        weights : (classes,) tensor, optional
+            The classes' weights; default: all are 1.
         """
         if len(set(self.sizes)) == 1:  # equal sizes: the mean over all images
-            return image_loss(logits, self.labels)
+            return image_loss(logits, self.labels, weights=weights)
         sizes = list(self.sizes)
         parts = zip(torch.split(logits, sizes), torch.split(self.labels, sizes), strict=True)
-        return torch.stack([image_loss(own, labels) for own, labels in parts]).mean()
+        return torch.stack([image_loss(own, labels, weights=weights) for own, labels in parts]).mean()
 
 
 class MiniBatches:

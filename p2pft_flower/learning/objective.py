@@ -15,9 +15,9 @@ from torch import nn
 from torch.nn.utils import vector_to_parameters
 
 from p2pft_flower.learning.class_scores import balanced_accuracy, class_scores
-from p2pft_flower.learning.data.label_arrays import named
+from p2pft_flower.learning.data.label_arrays import images_by_class, named
 from p2pft_flower.learning.draws import seeded
-from p2pft_flower.learning.losses import decisions, image_loss
+from p2pft_flower.learning.losses import balanced_weights, decisions, image_loss
 from p2pft_flower.learning.losses import probabilities as probabilities_of
 from p2pft_flower.learning.minibatches import MiniBatch, MiniBatches, PooledMiniBatches
 from p2pft_flower.learning.model.modes import training
@@ -209,6 +209,9 @@ class PeerObjective:
     validation : sequence of Features
         The trunk's outputs for the training images that are held out to choose the best θ: of the peer, or,
         if the images are pooled, of each peer. Default: none are.
+    balanced : bool
+        Whether the loss is weighted by class; then :meth:`weigh` comes before the first gradient. Default
+        False.
     """
 
     def __init__(
@@ -222,6 +225,7 @@ class PeerObjective:
         privacy: Privacy | None = None,
         scored: Scored | None = None,
         validation: Sequence[Features] = (),
+        balanced: bool = False,
     ) -> None:
         self.drawn = 0
         """Number of mini-batches drawn so far, which is the number of the next one."""
@@ -233,6 +237,8 @@ class PeerObjective:
         self._trained = trained_parameters(self._tail)
         self._images, self._test, self._validation = images, test, validation
         self._key = (seed, peer)
+        self._balanced = balanced
+        self._weights: torch.Tensor | None = None
         self._privacy, self._scored = privacy, scored
         self._clipped = None if privacy is None else ClippedGradients(self._tail, privacy.clip)
 
@@ -244,12 +250,14 @@ class PeerObjective:
         DataError
             When images of the mini-batch cannot be read: see :meth:`MiniBatches.read`.
         """
+        if self._balanced and self._weights is None:
+            raise RuntimeError("class-weights = 'balanced', and no weights came before the first gradient")
         batch = self._images.read(self.drawn)
         _set(self._trained, theta)
         # Drop-out must also be a function of seed, peer and position, on any host.
         with training(self._tail), seeded(*self._key, self.drawn):
             if self._privacy is None or self._clipped is None:
-                loss = batch.loss(self._tail(*batch.inputs))
+                loss = batch.loss(self._tail(*batch.inputs), self._weights)
                 # A step may use only some trained parameters: the gradient of the others is 0.
                 gradients = torch.autograd.grad(loss, self._trained, materialize_grads=True)
                 gradient = _flat(gradients).cpu().numpy()
@@ -258,6 +266,30 @@ class PeerObjective:
                 gradient, self.train_loss = self._private(batch, theta.size, self._privacy, self._clipped)
         self.drawn += 1
         return gradient
+
+    def class_counts(self) -> npt.NDArray[np.float64]:
+        """Return the number of training images, and that of each class, (1 + C,).
+
+        Raises
+        ------
+        ValueError
+            When the objective was built without ``scored``.
+        """
+        if self._scored is None:
+            raise ValueError("the names of classes are not known")
+        labels = self._images.labels.numpy()
+        return np.array([len(labels), *images_by_class(labels, len(self._scored.classes))], np.float64)
+
+    def weigh(self, counts: npt.NDArray[np.float64]) -> None:
+        """Weight the loss of gradients by class from now on; the scores' loss stays as it is.
+
+        Parameters
+        ----------
+        counts : (1 + C,) array
+            The number of training images of all peers, and that of each class.
+        """
+        several = self._images.labels.ndim == 2
+        self._weights = balanced_weights(counts, several=several).to(self._trained[0].device)
 
     def _private(
         self, batch: MiniBatch, q: int, privacy: Privacy, clipped: ClippedGradients

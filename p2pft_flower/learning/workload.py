@@ -116,6 +116,11 @@ class Workload:
         return ImageModel(self.config, self.holdings.classes)
 
     @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes, in the order of the head's outputs."""
+        return self.holdings.classes
+
+    @property
     def loss(self) -> str:
         """The loss of an image: ``"ce"``, or ``"bce"`` if an image may have several labels."""
         return "bce" if self.holdings.several_labels else "ce"
@@ -265,6 +270,7 @@ class Workload:
             privacy=privacy,
             scored=scored,
             validation=self._validation(peer),
+            balanced=self.config.balances,
         )
 
     def _validation(self, peer: int) -> list[Features]:

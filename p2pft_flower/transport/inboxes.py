@@ -57,20 +57,24 @@ class Carried:
     """The positions that an edge carries.
 
     These are all phases with vectors of some iterations, the same ones in every period; and before them, in
-    each iteration that has tables, every phase with one.
+    each iteration that has tables, every phase with one. The first ``once`` of these phases are carried in
+    iteration ``begin`` alone.
     """
 
     turns: tuple[bool, ...]  # whether the edge carries iteration k, by k modulo the number of turns
     phases: int
     rounds: int = 0  # the first phases, which carry tables
     tables: Callable[[int], bool] = _never  # whether an iteration has tables
+    once: int = 0
+    begin: int = 0
 
     def first(self, position: int) -> int:
         """Return the first position, from ``position`` on, that the edge carries."""
         iteration, phase = divmod(position, self.phases)
         while True:
-            if phase < self.rounds and self.tables(iteration):
-                return iteration * self.phases + phase
+            table = phase if iteration == self.begin else max(phase, self.once)
+            if table < self.rounds and self.tables(iteration):
+                return iteration * self.phases + table
             if self.turns[iteration % len(self.turns)]:
                 return iteration * self.phases + max(phase, self.rounds)
             iteration, phase = iteration + 1, 0

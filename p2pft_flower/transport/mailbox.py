@@ -103,6 +103,8 @@ class Mailbox:
     tables : callable, optional
         Tells whether an iteration has tables, which all edges carry in the first phases of the iteration, as
         many as the terms have rounds. Default: none has.
+    once : int
+        Number of these phases, the first ones, that only ``first_iteration`` has. Default 0.
     capacity : int
         Payloads that may wait on an edge; default 1. With the one that waits for room, an edge holds at
         most ``(capacity + 1) * terms.largest`` bytes.
@@ -127,6 +129,7 @@ class Mailbox:
         codec: Codec | None = None,
         turns: Sequence[Collection[Edge]] = (),
         tables: Callable[[int], bool] = lambda _: False,
+        once: int = 0,
     ) -> None:
         if capacity < 1 or first_iteration < 0:
             raise ValueError(f"capacity = {capacity} must be >= 1, first_iteration = {first_iteration} >= 0")
@@ -139,7 +142,7 @@ class Mailbox:
         self._inboxes: dict[Edge, Inbox] = {}
         for edge in sorted((int(j), int(i)) for j, i in edges):
             carries = tuple(edge in turn for turn in turns) or (True,)
-            carried = Carried(carries, terms.phases, terms.rounds, tables)
+            carried = Carried(carries, terms.phases, terms.rounds, tables, once, first_iteration)
             if not any(carried.turns):
                 raise ValueError(f"edge {edge[0]} -> {edge[1]} carries nothing in any turn")
             first = carried.first(first_iteration * terms.phases)

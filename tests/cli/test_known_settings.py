@@ -38,6 +38,15 @@ WRONG = {
         "keep=best:loss validation=0.1 algorithm=fedavg",
         "keep = 'best:loss' with algorithm = 'fedavg': .* have no edges to each other",
     ),
+    "class-weights": ("class-weights=balance", "class-weights = 'balance': must be one of none, balanced"),
+    "class-weights, of a strategy of Flower": (
+        "class-weights=balanced algorithm=fedavg",
+        "class-weights = 'balanced' with algorithm = 'fedavg': .* have none; give class-weights = none",
+    ),
+    "class-weights, of a problem of one's own": (
+        "class-weights=balanced problem=mine:problem",
+        "class-weights = 'balanced' with problem = 'mine:problem': .*leave them out",
+    ),
     "model": ("model=vit_tinny", "model = 'vit_tinny' is unknown; .*; did you mean 'vit_tiny_patch16_224'"),
     "model, near": ("model=vit_tiny_patch16_225", "did you mean 'vit_tiny_patch16_224'"),
     "model, unsupported": (

@@ -122,7 +122,7 @@ def plans(graph, hosts, addresses, folder, *, iterations=20, survive=False, **se
             members={min(h): tuple(h) for h in hosts} if survive else {},
             hosts={min(h): tuple(h) for h in hosts},
             codec_step=step,
-            rounds=graph.diameter if config.learning.keeps_best else 0,
+            rounds=graph.diameter if config.learning.agrees else 0,
         )
         for peers in hosts
     ]

@@ -7,14 +7,18 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.utils.class_weight import compute_class_weight
+from torch import nn
 
 from p2pft_flower.algorithms.objective import peer_weights
 from p2pft_flower.config import LearningConfig
 from p2pft_flower.errors import DataError
 from p2pft_flower.learning.data.batches import Batches, PoissonBatches
+from p2pft_flower.learning.losses import balanced_weights
 from p2pft_flower.learning.minibatches import MiniBatch, MiniBatches, PooledMiniBatches
 from p2pft_flower.learning.model.split import split_model
-from p2pft_flower.learning.objective import PeerObjective, tail_vector
+from p2pft_flower.learning.model.structure import share_copy
+from p2pft_flower.learning.objective import PeerObjective, Scored, tail_vector
 from p2pft_flower.learning.workload import Workload
 
 from .conftest import MemoryFeatures, small_vit, write_images
@@ -181,3 +185,61 @@ def test_a_peer_whose_mini_batch_has_vanished_ends_the_pooled_run_as_it_ends_its
     for objective in (peer, pooled):
         with pytest.raises(DataError, match=r"none of the 1 images of a mini-batch exists any more"):
             objective.gradient(alone.theta0)
+
+
+# --- weights of classes ---
+
+
+def uneven_labels(several):
+    """Labels of 20 images, of which class 0 has most, as (N,) or (N, C), and their numbers by class."""
+    one = np.repeat([0, 1, 2, 4], [12, 5, 2, 1])
+    if not several:
+        return torch.from_numpy(one), np.array([20, *np.bincount(one, minlength=5)], float)
+    many = np.stack([one == 0, one <= 1, one == 4, one > 1, one > 5], axis=1).astype(np.int64)
+    return torch.from_numpy(many), np.array([20, *many.sum(axis=0)], float)
+
+
+def test_the_weights_are_scikit_learns_and_a_class_without_images_disturbs_none():
+    labels, counts = uneven_labels(several=False)
+    weights = balanced_weights(counts, several=False)
+    theirs = compute_class_weight("balanced", classes=np.unique(labels), y=labels.numpy())
+    np.testing.assert_allclose(weights[np.unique(labels)], theirs, rtol=1e-7)
+    assert weights[labels].sum() == pytest.approx(20)
+
+
+@pytest.mark.parametrize("several", [False, True], ids=["one class", "several labels"])
+def test_peers_gradients_of_all_their_images_add_up_to_that_of_the_pooled_weighted_loss(
+    several, tail, tokens
+):
+    """However unevenly: no mini-batch is divided by the sum of its own weights (objective = examples)."""
+    labels, counts = uneven_labels(several)
+    weights = torch.from_numpy(np.ones(5))
+    held = counts[1:] > 0
+    each = counts[1:][held]
+    weights[held] = torch.from_numpy((20 - each) / each if several else 20 / (held.sum() * each))
+    test, theta, sizes = MemoryFeatures(tokens, labels), tail_vector(tail), (3, 13, 4)
+    total, start, told = 0.0, 0, []
+    for peer, size in enumerate(sizes):
+        part = slice(start, start + size)
+        images = MemoryFeatures(tuple(t[part] for t in tokens), labels[part])
+        batches = MiniBatches(images, Batches(size, size, seed=1, peer=peer))
+        scored = Scored("abcde", list, 3)
+        one = PeerObjective(tail, batches, test, seed=1, peer=peer, scored=scored, balanced=True)
+        with pytest.raises(RuntimeError, match="no weights came before the first gradient"):
+            one.gradient(theta)
+        told.append(one.class_counts())
+        loss = one.evaluate(theta).loss
+        one.weigh(counts)
+        assert one.evaluate(theta).loss == loss  # scores are not weighted
+        total, start = total + size / 20 * one.gradient(theta), start + size
+    np.testing.assert_array_equal(np.sum(told, axis=0), counts)
+    copy = share_copy(tail).eval()
+    logits = copy(*tokens)
+    if several:
+        log = nn.functional.logsigmoid
+        loss = -(weights * labels * log(logits) + (1 - labels) * log(-logits)).mean()
+    else:
+        loss = -(weights[labels] * logits.log_softmax(dim=1)[range(20), labels]).mean()
+    trained = [p for p in copy.parameters() if p.requires_grad]
+    pooled = torch.cat([g.reshape(-1) for g in torch.autograd.grad(loss, trained)])
+    np.testing.assert_allclose(total, pooled, rtol=1e-4, atol=1e-6)
