@@ -57,6 +57,15 @@ def channel_fault(key: str, numbers: Sequence[float]) -> str:
     return f"must be numbers from {low:g} to {high:g}, as pixels are of 0 … 1{divide}"
 
 
+def _pair(text: str) -> tuple[float, float]:
+    """Return the two numbers of ``A:B``; not-a-numbers, which are in no bounds, if the text is none such."""
+    first, _, second = text.partition(":")
+    try:
+        return float(first), float(second)
+    except ValueError:
+        return math.nan, math.nan
+
+
 def read_range(text: str) -> tuple[float, float] | None:
     """Return the (black, white) of one ``pixel-range``, ``"LOW:HIGH"``; None for ``"auto"``.
 
@@ -67,13 +76,9 @@ def read_range(text: str) -> tuple[float, float] | None:
     """
     if text == "auto":
         return None
-    low, colon, high = text.partition(":")
-    try:
-        black, white = float(low), float(high)
-    except ValueError:
-        black, white = math.nan, math.nan
+    black, white = _pair(text)
     require(
-        bool(colon) and -_BRIGHTEST <= black < white <= _BRIGHTEST,
+        -_BRIGHTEST <= black < white <= _BRIGHTEST,
         "pixel-range",
         text,
         "auto or LOW:HIGH with LOW < HIGH, such as -1000:400",
@@ -93,13 +98,9 @@ def read_dicom_window(text: str) -> tuple[float, float] | None:
     """
     if text == "auto":
         return None
-    first, colon, second = text.partition(":")
-    try:
-        centre, width = float(first), float(second)
-    except ValueError:
-        centre, width = math.nan, math.nan
+    centre, width = _pair(text)
     require(
-        bool(colon) and abs(centre) <= _BRIGHTEST and 1 < width <= _BRIGHTEST,
+        abs(centre) <= _BRIGHTEST and 1 < width <= _BRIGHTEST,
         "dicom-window",
         text,
         "auto or CENTRE:WIDTH with WIDTH > 1, such as 40:400",

@@ -235,12 +235,13 @@ def _peer_status(
 ) -> PeerStatus:
     contact = _contact(now)
     own = next((b for b in bulletins if peer in b.own), None)
-    state, since, why = now.state or "unknown", now.busy, ""
+    since: float | None = now.busy
+    state, why = now.state or "unknown", ""
     quiet = _quiet(now, best)
     if peer not in best.live:
         change = next((v for v in reversed(best.views) if peer in v.lost), None)
         state = "lost"
-        since = _gone_for(contact, change, time_now)  # type: ignore[assignment]
+        since = _gone_for(contact, change, time_now)
         why = "" if change is None else reason_of(bulletins, change, peer)
         if own is not None and own.alive and change is not None and own.begun > change.time:
             back = (
