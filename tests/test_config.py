@@ -144,6 +144,7 @@ OTHER = {
     "bad-images": "skip",
     "augment": "basic",
     "batch-size": 7,
+    "batched": "true",
     "dp-clip": 1.5,
     "dp-noise": 0.7,
     "dp-delta": 1e-5,
@@ -211,6 +212,11 @@ def test_a_whole_number_will_do_for_a_number_and_becomes_one():
     assert isinstance(config.runtime.peer_timeout, float)
 
 
+@pytest.mark.parametrize(("given", "kept"), [(True, "true"), (False, "false"), ("auto", "auto")])
+def test_a_key_that_is_true_false_or_something_else_takes_tomls_booleans(given, kept):
+    assert RunConfig.from_mapping({"batched": given}).learning.batched == kept
+
+
 def test_iterations_may_stand_in_for_epochs():
     assert RunConfig.from_mapping({"epochs": 0, "iterations": 3}).runtime.iterations == 3
 
@@ -259,6 +265,8 @@ WRONG = [
     ("objective", "peers", "must be one of uniform, examples"),
     ("local-epochs", 0, "must be a whole number from 1 to 1000000"),
     ("batch-size", 0, "must be a whole number from 1 to 1000000"),
+    ("batched", "yes", "must be one of auto, true, false"),
+    ("batched", 1, "must be a text, not int"),
     ("validation", 1.0, r"must be a share in \[0, 1\)"),
     ("keep", "best", "must be one of last, best:balanced-accuracy, best:loss"),
     ("shots", -1, "must be a whole number from 0 to 1000000000"),
@@ -397,6 +405,8 @@ KINDS[bool] = ("true or false", [0, 1, "true", None])
 def test_a_value_of_another_type_is_refused_whatever_the_key(key):
     right, others = KINDS[type(config_keys()[key])]
     for other in others:
+        if key == "batched" and other is False:
+            continue  # it is one of its values
         with pytest.raises(ConfigError) as raised:
             RunConfig.from_mapping({key: other})
         assert str(raised.value) == f"{key} = {other!r}: must be {right}, not {type(other).__name__}"

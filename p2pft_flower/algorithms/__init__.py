@@ -9,7 +9,7 @@ from p2pft_flower.algorithms.registry import (
     gradients_per_step,
     make_algorithm,
 )
-from p2pft_flower.algorithms.seam import Algorithm, Both, Columns, Gradient, Rows, Schedule, Vector
+from p2pft_flower.algorithms.seam import Algorithm, Both, Columns, Draw, Gradient, Rows, Schedule, Vector
 from p2pft_flower.algorithms.simulation import Simulation, simulate
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "Algorithm",
     "Both",
     "Columns",
+    "Draw",
     "Gradient",
     "Rows",
     "Schedule",

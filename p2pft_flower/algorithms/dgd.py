@@ -15,7 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
-from p2pft_flower.algorithms.seam import Gradient, Rows, Schedule, Step, Vector, heavy_ball
+from p2pft_flower.algorithms.seam import Draw, Gradient, Rows, Schedule, Step, Vector, heavy_ball
 
 __all__ = ["DGD", "Descent"]
 
@@ -42,6 +42,7 @@ class DGD:
 
     def step(self, k: int, state: Descent, gradient: Gradient) -> Step[Descent]:
         """Run one iteration of equation 1."""
-        velocity = heavy_ball(self.momentum, state.velocity, gradient(state.theta))
+        grad = yield Draw(gradient, state.theta)
+        velocity = heavy_ball(self.momentum, state.velocity, grad)
         theta = yield Rows(state.theta - self.alpha(k) * velocity)  # θ_i ← Σ_j w_ij (θ_j − α ∇L_j(θ_j))
         return Descent(theta, velocity if self.momentum else None)

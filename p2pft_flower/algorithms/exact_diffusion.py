@@ -30,7 +30,7 @@ from typing import ClassVar, NamedTuple
 
 import numpy as np
 
-from p2pft_flower.algorithms.seam import Gradient, Rows, Schedule, Step, Vector, heavy_ball
+from p2pft_flower.algorithms.seam import Draw, Gradient, Rows, Schedule, Step, Vector, heavy_ball
 
 __all__ = ["Diffusion", "ExactDiffusion"]
 
@@ -71,7 +71,8 @@ class ExactDiffusion:
     def step(self, k: int, state: Diffusion, gradient: Gradient) -> Step[Diffusion]:
         """Run one iteration: adapt, combine, correct."""
         alpha = self.alpha(k)
-        velocity = heavy_ball(self.momentum, state.velocity, gradient(state.theta))
+        grad = yield Draw(gradient, state.theta)
+        velocity = heavy_ball(self.momentum, state.velocity, grad)
         phi = state.theta - alpha * (velocity - state.correction)  # φ_i = θ_i − α (∇L_i(θ_i) − c_i)
         mixed = yield Rows(phi)  # Σ_j w_ij φ_j
         half = 0.5 * (phi - mixed)

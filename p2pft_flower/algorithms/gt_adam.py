@@ -31,6 +31,7 @@ import numpy as np
 
 from p2pft_flower.algorithms.seam import (
     Columns,
+    Draw,
     Gradient,
     Rows,
     Schedule,
@@ -95,6 +96,6 @@ class GTAdam:
         size = np.sqrt(second / (1 - self.beta2**t)) + self.eps  # √ŝ_i + ε
         direction = first / (1 - self.beta1**t) / size  # d_i = m̂_i / (√ŝ_i + ε)
         theta = yield Rows(state.theta - self.alpha(k) * direction)  # θ_i ← Σ_j a_ij (θ_j − α d_j)
-        grad = gradient(theta)  # ∇L_i(θ_i^{k+1})
+        grad = yield Draw(gradient, theta)  # ∇L_i(θ_i^{k+1})
         tau = yield Columns(state.tau + grad - state.grad)  # τ_i ← Σ_j b_ij (τ_j + ∇L_j^{k+1} − ∇L_j^k)
         return Moments(theta, tau, grad, first, second, t)

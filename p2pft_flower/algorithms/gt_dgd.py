@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from p2pft_flower.algorithms.p2pft import Tracking
-from p2pft_flower.algorithms.seam import Gradient, Rows, Schedule, Step, Vector, heavy_ball
+from p2pft_flower.algorithms.seam import Draw, Gradient, Rows, Schedule, Step, Vector, heavy_ball
 
 __all__ = ["GTDGD"]
 
@@ -38,6 +38,6 @@ class GTDGD:
         """Run one iteration of GT-DGD."""
         velocity = heavy_ball(self.momentum, state.velocity, state.tau)
         theta = yield Rows(state.theta - self.alpha(k) * velocity)  # θ_i ← Σ_j w_ij (θ_j − α τ_j)
-        grad = gradient(theta)  # ∇L_i(θ_i^{k+1})
+        grad = yield Draw(gradient, theta)  # ∇L_i(θ_i^{k+1})
         tau = yield Rows(state.tau + grad - state.grad)  # τ_i ← Σ_j w_ij (τ_j + ∇L_j^{k+1} − ∇L_j^k)
         return Tracking(theta, tau, grad, velocity if self.momentum else None)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from p2pft_flower.algorithms.dgd import Descent
-from p2pft_flower.algorithms.seam import Gradient, Schedule, Step, Vector, heavy_ball
+from p2pft_flower.algorithms.seam import Draw, Gradient, Schedule, Step, Vector, heavy_ball
 
 __all__ = ["Local"]
 
@@ -31,8 +31,8 @@ class Local:
         return Descent(theta)
 
     def step(self, k: int, state: Descent, gradient: Gradient) -> Step[Descent]:
-        """Make one gradient step; yield nothing."""
-        yield from ()
-        velocity = heavy_ball(self.momentum, state.velocity, gradient(state.theta))
+        """Make one gradient step; exchange nothing."""
+        grad = yield Draw(gradient, state.theta)
+        velocity = heavy_ball(self.momentum, state.velocity, grad)
         theta = state.theta - self.alpha(k) * velocity  # θ_i ← θ_i − α ∇L_i(θ_i)
         return Descent(theta, velocity if self.momentum else None)

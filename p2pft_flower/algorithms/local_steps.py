@@ -25,15 +25,18 @@ act as for p2pft; a schedule counts iterations. Convergence bounds K α, not α.
 
 from __future__ import annotations
 
+from collections.abc import Generator
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
 from p2pft_flower.algorithms.p2pft import Tracking
 from p2pft_flower.algorithms.seam import (
     Both,
+    Draw,
     Gradient,
+    Request,
     Schedule,
     Step,
     Vector,
@@ -75,17 +78,19 @@ class LocalSteps:
 
     def step(self, k: int, state: Tracking, gradient: Gradient) -> Step[Tracking]:
         """Run one iteration; ``grad`` of the state is z_i."""
-        phi, grad, velocity = self.adapt(k, state, gradient)
+        phi, grad, velocity = yield from self.adapt(k, state, gradient)
         # θ_i ← Σ_j a_ij φ_j and τ_i ← Σ_j b_ij (τ_j + z_j^{k+1} − z_j^k)
         theta, tau = yield Both(phi, state.tau + grad - state.grad)
         return Tracking(theta, tau, grad, velocity)
 
-    def adapt(self, k: int, state: Tracking, gradient: Gradient) -> tuple[Vector, Vector, Vector | None]:
+    def adapt(
+        self, k: int, state: Tracking, gradient: Gradient
+    ) -> Generator[Request, Any, tuple[Vector, Vector, Vector | None]]:
         """Make the K local steps; return φ_i, z_i^{k+1} and the heavy-ball direction (None without); (q,)."""
         correction = state.tau / self.tracker_weight - state.grad  # c_i = τ_i / w_i − z_i
         phi, velocity, grad = state.theta, state.velocity, np.zeros_like(state.grad)
         for _ in range(self.local_steps):
-            drawn = gradient(phi)
+            drawn = yield Draw(gradient, phi)
             velocity = heavy_ball(self.momentum, velocity, drawn + correction)
             phi = phi - self.alpha(k) * velocity  # φ_i ← φ_i − α (∇L_i(φ_i) + c_i)
             grad = grad + drawn / self.local_steps  # z_i^{k+1}, the mean of all of them

@@ -26,6 +26,7 @@ from typing import ClassVar
 from p2pft_flower.algorithms.p2pft import Tracking
 from p2pft_flower.algorithms.seam import (
     Columns,
+    Draw,
     Gradient,
     Rows,
     Schedule,
@@ -60,6 +61,7 @@ class MomentumTracking:
     def step(self, k: int, state: Tracking, gradient: Gradient) -> Step[Tracking]:
         """Run one iteration; ``grad`` of the state is m_i."""
         theta = yield Rows(state.theta - self.alpha(k) * state.tau)  # θ_i ← Σ_j a_ij (θ_j − α τ_j)
-        mean = self.beta1 * state.grad + (1 - self.beta1) * gradient(theta)  # m_i = β₁ m_i + (1 − β₁) ∇L_i
+        drawn = yield Draw(gradient, theta)
+        mean = self.beta1 * state.grad + (1 - self.beta1) * drawn  # m_i = β₁ m_i + (1 − β₁) ∇L_i(θ_i^{k+1})
         tau = yield Columns(state.tau + mean - state.grad)  # τ_i ← Σ_j b_ij (τ_j + m_j^{k+1} − m_j^k)
         return Tracking(theta, tau, mean)

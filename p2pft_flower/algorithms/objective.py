@@ -10,7 +10,7 @@ import numpy.typing as npt
 from p2pft_flower.algorithms.seam import Gradient, Vector
 from p2pft_flower.errors import ConfigError
 
-__all__ = ["OBJECTIVES", "local_objective", "peer_weights"]
+__all__ = ["OBJECTIVES", "local_objective", "of_objective", "peer_weights"]
 
 OBJECTIVES = ("uniform", "examples")
 
@@ -64,13 +64,15 @@ def local_objective(gradient: Gradient, *, weight: float = 1.0, weight_decay: fl
     """
     if weight == 1.0 and weight_decay == 0.0:
         return gradient
+    return lambda theta: of_objective(gradient(theta), theta, weight=weight, weight_decay=weight_decay)
 
-    def objective(theta: Vector) -> Vector:
-        g = gradient(theta)
-        if weight != 1.0:
-            g = weight * g
-        if weight_decay != 0.0:
-            g = g + weight_decay * theta
-        return g
 
-    return objective
+def of_objective(
+    gradient: Vector, theta: Vector, *, weight: float = 1.0, weight_decay: float = 0.0
+) -> Vector:
+    """Return w ∇L_i + λ θ from ∇L_i at ``theta``, each (q,): see :func:`local_objective`."""
+    if weight != 1.0:
+        gradient = weight * gradient
+    if weight_decay != 0.0:
+        gradient = gradient + weight_decay * theta
+    return gradient

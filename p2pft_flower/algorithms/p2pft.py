@@ -18,7 +18,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
-from p2pft_flower.algorithms.seam import Columns, Gradient, Rows, Schedule, Step, Vector, heavy_ball
+from p2pft_flower.algorithms.seam import Columns, Draw, Gradient, Rows, Schedule, Step, Vector, heavy_ball
 
 __all__ = ["P2PFT", "Tracking"]
 
@@ -53,6 +53,6 @@ class P2PFT:
         """Run one iteration of Algorithm 1."""
         velocity = heavy_ball(self.momentum, state.velocity, state.tau)
         theta = yield Rows(state.theta - self.alpha(k) * velocity)  # θ_i ← Σ_j a_ij (θ_j − α τ_j)
-        grad = gradient(theta)  # g_i^{k+1}, a fresh mini-batch
+        grad = yield Draw(gradient, theta)  # g_i^{k+1}, a fresh mini-batch
         tau = yield Columns(state.tau + grad - state.grad)  # τ_i ← Σ_j b_ij (τ_j + g_j^{k+1} − g_j^k)
         return Tracking(theta, tau, grad, velocity if self.momentum else None)

@@ -44,6 +44,6 @@ class Pipelined(LocalSteps):
     def step(self, k: int, state: Tracking, gradient: Gradient) -> Step[Tracking]:
         """Run one iteration; ``grad`` of the state is z_i."""
         yield Send(Both(state.theta, state.tau))
-        phi, grad, velocity = self.adapt(k, state, gradient)
+        phi, grad, velocity = yield from self.adapt(k, state, gradient)
         theta, tau = yield Take()
         return Tracking(theta + (phi - state.theta), tau + (grad - state.grad), grad, velocity)

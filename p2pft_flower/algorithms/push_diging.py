@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from p2pft_flower.algorithms.p2pft import Tracking
-from p2pft_flower.algorithms.seam import Columns, Gradient, Schedule, Step, Vector, heavy_ball
+from p2pft_flower.algorithms.seam import Columns, Draw, Gradient, Schedule, Step, Vector, heavy_ball
 
 __all__ = ["PushDIGing"]
 
@@ -53,6 +53,6 @@ class PushDIGing:
         velocity = heavy_ball(self.momentum, state.velocity, state.tau)
         x = yield Columns(w * state.theta - self.alpha(k) * velocity)  # x_i ← Σ_j b_ij (x_j − α τ_j)
         theta = x / w_next  # z_i = x_i / w_i^{k+1}
-        grad = gradient(theta)  # ∇L_i(z_i^{k+1})
+        grad = yield Draw(gradient, theta)  # ∇L_i(z_i^{k+1})
         tau = yield Columns(state.tau + grad - state.grad)  # τ_i ← Σ_j b_ij (τ_j + ∇L_j^{k+1} − ∇L_j^k)
         return Tracking(theta, tau, grad, velocity if self.momentum else None)

@@ -4,11 +4,12 @@ An algorithm is mathematics on vectors. It has its own vector and its own gradie
 be mixed with its neighbours': :class:`Rows` to be averaged by the receivers' weights A, :class:`Columns` to
 be shared out by the senders' weights B, or :class:`Both` of two vectors at once. With :class:`Send` and
 :class:`Take` it computes while they travel. Whether the neighbours are in this process or on another
-continent is the exchange's business.
+continent is the exchange's business. With :class:`Draw` it asks for a gradient.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Collection, Generator, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, TypeAlias, TypeVar
@@ -22,6 +23,7 @@ __all__ = [
     "Algorithm",
     "Both",
     "Columns",
+    "Draw",
     "Gradient",
     "Mix",
     "Request",
@@ -33,6 +35,7 @@ __all__ = [
     "Take",
     "Vector",
     "combine",
+    "draw_each",
     "heavy_ball",
     "lockstep",
     "placed",
@@ -52,6 +55,8 @@ Schedule: TypeAlias = Callable[[int], float]
 
 _BLOCK = 2**16
 """Numbers of a longer vector that a sum takes at a time."""
+
+_OF_THREAD = threading.local()
 
 
 class State(Protocol):
@@ -112,11 +117,24 @@ class Take:
     """Wait for the neighbours' vectors of the exchange that was begun, and be sent the mixed one."""
 
 
-Request: TypeAlias = Mix | Send | Take
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """Ask for ``gradient(theta)``, drawn together with the gradients of all peers that run in this process.
+
+    So ``yield Draw(gradient, theta)`` has the answer of ``gradient(theta)``, up to rounding, and with many
+    peers sooner.
+    """
+
+    gradient: Gradient
+    theta: Vector
+
+
+Request: TypeAlias = Mix | Send | Take | Draw
 Step: TypeAlias = Generator[Request, Any, S]
 """One iteration: a generator that yields requests and returns the next state.
 
-After a Send it is sent None, after any other request the mixed vector, of Both a pair of vectors.
+After a Send it is sent None, after a Draw the gradient, after any other request the mixed vector, of Both a
+pair of vectors.
 """
 
 
@@ -236,17 +254,22 @@ def weighted_sum(terms: Iterable[tuple[float, Vector]]) -> Vector:
     return total
 
 
+def _scratch(dtype: np.dtype[Any]) -> Vector:
+    """Return an array of this thread for products, (_BLOCK,); memory that is new each time costs more."""
+    found: Vector | None = getattr(_OF_THREAD, "scratch", None)
+    if found is None or found.dtype != dtype:
+        found = _OF_THREAD.scratch = np.empty(_BLOCK, dtype)
+    return found
+
+
 def _in_cache(terms: Iterable[tuple[float, Vector]]) -> Vector:
     """Return :func:`weighted_sum` of ``terms``, computed in blocks whose sums and products fit the cache.
 
     All vectors must be there at once. The additions of each number, and their order, are those of
-    :func:`weighted_sum`, so the result is bit-identical.
+    :func:`weighted_sum`, so the result is bit-identical. From any thread.
     """
-    terms = list(terms)
     (weight, vector), *rest = terms
-    if vector.size <= _BLOCK:
-        return weighted_sum(terms)
-    total, scratch = np.empty_like(vector), np.empty(_BLOCK, vector.dtype)
+    total, scratch = np.empty_like(vector), _scratch(vector.dtype)
     for begin in range(0, total.size, _BLOCK):
         block = slice(begin, begin + _BLOCK)
         part = total[block]
@@ -278,11 +301,17 @@ def combine(kind: type[Mix], terms: Iterable[tuple[float, float, Vector]]) -> Ve
     return np.concatenate([rows, _in_cache((b, y) for _, b, (_, y) in halves)])
 
 
+def draw_each(asked: Mapping[int, Draw]) -> dict[int, Vector]:
+    """Return the gradient that each peer asks for, computed one after the other."""
+    return {peer: one.gradient(one.theta) for peer, one in asked.items()}
+
+
 def lockstep(
     steps: Mapping[int, Step[S]],
     send: Callable[[int, Mapping[int, Mix]], None],
     take: Callable[[int], Mapping[int, Vector]],
     phases: int,
+    draw: Callable[[Mapping[int, Draw]], Mapping[int, Vector]] = draw_each,
 ) -> dict[int, S]:
     """Drive one iteration of several peers together and return their new states.
 
@@ -296,6 +325,8 @@ def lockstep(
         phase ↦ the mixed vectors by peer, as of :func:`combine`.
     phases : int
         Number of exchanges that the method promises (its ``phases``).
+    draw : callable
+        Requests for gradients by peer ↦ the gradients; default: one after the other.
 
     Raises
     ------
@@ -303,9 +334,13 @@ def lockstep(
         When the peers do not all make the same request, make another number of exchanges than ``phases``, or
         do not pair each :class:`Send` with a :class:`Take`.
     """
-    phase, begun, answers = 0, None, dict.fromkeys(steps)
+    answers: dict[int, Any] = dict.fromkeys(steps)
+    phase, begun = 0, None
     while True:
         kind, asked, finished = _resumed(steps, answers, phase)
+        if kind is Draw:
+            answers = dict(draw(asked))
+            continue
         if begun is not None and kind is not Take:
             raise RuntimeError(f"phase {phase}: a step goes on after Send without Take; every Send needs one")
         if begun is None and kind is Take:
@@ -348,6 +383,7 @@ def _only_kind(asked: Mapping[int, Any], phase: int, finished: Collection[int] =
         raise RuntimeError(
             f"phase {phase}: the peers do not ask for the same exchange "
             f"({ {p: type(one).__name__ for p, one in asked.items()} }, ended: {sorted(finished)}); "
-            "every peer must yield the same sequence of Rows, Columns, Both, Send and Take in every iteration"
+            "every peer must yield the same sequence of Rows, Columns, Both, Send, Take and Draw in every "
+            "iteration"
         )
     return kinds.pop()

@@ -25,7 +25,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from p2pft_flower.algorithms.dgd import Descent
-from p2pft_flower.algorithms.seam import Columns, Gradient, Schedule, Step, Vector, heavy_ball
+from p2pft_flower.algorithms.seam import Columns, Draw, Gradient, Schedule, Step, Vector, heavy_ball
 
 __all__ = ["SGP"]
 
@@ -52,6 +52,7 @@ class SGP:
     def step(self, k: int, state: Descent, gradient: Gradient) -> Step[Descent]:
         """Run one iteration; ``theta`` of the state is z_i."""
         w, w_next = self.tracker_weight, self.next_weight
-        velocity = heavy_ball(self.momentum, state.velocity, gradient(state.theta))
+        grad = yield Draw(gradient, state.theta)
+        velocity = heavy_ball(self.momentum, state.velocity, grad)
         x = yield Columns(w * state.theta - self.alpha(k) * velocity)  # x_i ← Σ_j b_ij (x_j − α ∇L_j(z_j))
         return Descent(x / w_next, velocity if self.momentum else None)  # z_i = x_i / w_i^{k+1}

@@ -153,6 +153,10 @@ class LearningConfig:
         their edges at the start (docs/per-class.md). Test losses are not weighted.
     batch_size : int
         Number of images in one mini-batch of one peer; the average number if ``dp_clip`` > 0.
+    batched : {"auto", "true", "false"}
+        Whether a host computes its peers' gradients together, which is faster with many, or one after the
+        other; ``auto``: together in runs of 32 peers and more, if the model admits that. Both agree up to
+        rounding (docs/performance.md).
     dp_clip : float
         L2 norm to which each training image's gradient is clipped, for differential privacy (docs/privacy.md;
         needs the extra ``dp``); 0: no privacy.
@@ -206,6 +210,7 @@ class LearningConfig:
     loss: str = "auto"
     class_weights: str = "none"
     batch_size: int = 32
+    batched: str = "auto"
     dp_clip: float = 0.0
     dp_noise: float = 0.0
     dp_delta: float = 0.0

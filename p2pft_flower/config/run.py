@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar, get_type_hints
 
 from p2pft_flower.config.learning import LearningConfig
+from p2pft_flower.config.learning_keys import CHOICES
 from p2pft_flower.config.method import MethodConfig
 from p2pft_flower.config.runtime import RuntimeConfig
 from p2pft_flower.errors import ConfigError
@@ -70,7 +71,10 @@ def _build(concern: type[Concern], values: Mapping[str, Any]) -> Concern:
     for f in dataclasses.fields(concern):
         key = f.name.replace("_", "-")
         if key in values:
-            chosen[f.name] = _typed(key, values[key], types[f.name])
+            value = values[key]
+            if isinstance(value, bool) and str(value).lower() in CHOICES.get(f.name, ()):
+                value = str(value).lower()  # a key whose values are true, false and others
+            chosen[f.name] = _typed(key, value, types[f.name])
     return concern(**chosen)
 
 

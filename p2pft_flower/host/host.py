@@ -29,7 +29,7 @@ from p2pft_flower.host.exchange import HostExchange
 from p2pft_flower.host.keeper import Keeper
 from p2pft_flower.host.lookout import Lookout
 from p2pft_flower.host.meeting import Meeting
-from p2pft_flower.host.problem import Objective, Problem
+from p2pft_flower.host.problem import Objective, Problem, together
 from p2pft_flower.host.publisher import Publisher
 from p2pft_flower.host.recorder import Recorder
 from p2pft_flower.host.session import Session, Sessions
@@ -225,7 +225,8 @@ class Host:
             first,
             method,
             objectives,
-            HostExchange(self._peers, wires, theta0.dtype.itemsize),
+            together(self.problem, objectives),
+            HostExchange(self._peers, wires, theta0.dtype.itemsize, self._config.runtime.threads),
             recorder,
             Keeper(self.plan, self.problem.model_digest, recorder, gradients_per_step(method)),
             self._pulse,

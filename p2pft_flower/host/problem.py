@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import numpy.typing as npt
 
@@ -17,7 +17,9 @@ __all__ = [
     "OwnProblem",
     "Problem",
     "Score",
+    "Together",
     "ValidationScores",
+    "together",
     "validated",
 ]
 
@@ -147,6 +149,20 @@ def validated(objective: Objective, theta: Vector) -> ValidationScores | None:
         )
     scores: ValidationScores | None = score(theta)
     return scores
+
+
+Together: TypeAlias = Callable[[Mapping[int, Vector]], Mapping[int, Vector]]
+"""The gradients of several peers at once: each one's θ, (q,), ↦ its gradient on its next mini-batch, (q,)."""
+
+
+def together(problem: Problem, objectives: Mapping[int, Objective]) -> Together | None:
+    """Return what draws the gradients of ``objectives`` at once; None: each is drawn by itself.
+
+    A problem may have a method ``together(objectives)`` that returns either.
+    """
+    make = getattr(problem, "together", None)
+    made: Together | None = None if make is None else make(objectives)
+    return made
 
 
 class Problem(Protocol):

@@ -8,7 +8,7 @@ import logging
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -172,6 +172,11 @@ class Recorder:
             yield
         finally:
             self._seconds[peer][part] += time.perf_counter() - begin
+
+    def share_seconds(self, peers: Collection[int], part: str, seconds: float) -> None:
+        """Add ``seconds`` that ``peers`` spent together to their ``part``, in equal shares."""
+        for peer in peers:
+            self._seconds[peer][part] += seconds / len(peers)
 
     @contextlib.contextmanager
     def telling(self) -> Iterator[None]:

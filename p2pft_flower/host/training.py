@@ -7,22 +7,34 @@ import logging
 import math
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
 import numpy as np
 
-from p2pft_flower.algorithms.objective import local_objective
+from p2pft_flower.algorithms.objective import of_objective
 from p2pft_flower.algorithms.registry import check_graph
-from p2pft_flower.algorithms.seam import Algorithm, Gradient, Mix, State, Step, Vector, lockstep, placed
+from p2pft_flower.algorithms.seam import (
+    Algorithm,
+    Draw,
+    Gradient,
+    Mix,
+    State,
+    Step,
+    Vector,
+    draw_each,
+    lockstep,
+    placed,
+)
 from p2pft_flower.errors import Cause, DataError, P2PFTError
 from p2pft_flower.host.agreement import Agreement
 from p2pft_flower.host.best import BestTheta
 from p2pft_flower.host.class_counts import ClassCounts, weighted
 from p2pft_flower.host.exchange import DivergedError, HostExchange
 from p2pft_flower.host.keeper import Keeper, Moment
-from p2pft_flower.host.problem import Objective, validated
+from p2pft_flower.host.problem import Objective, Together, validated
 from p2pft_flower.host.recorder import Outcome, Recorder
 from p2pft_flower.host.session import Session
 from p2pft_flower.keeping.checkpoints import Checkpoint
@@ -77,6 +89,8 @@ class Training:
         The method.
     objectives : mapping of int to Objective
         Each peer's objective.
+    together : callable or None
+        Draws the gradients of several peers at once; None: each is drawn by itself.
     exchange : HostExchange
         The exchange, which mixes the vectors that the peers yield.
     recorder : Recorder
@@ -108,6 +122,7 @@ class Training:
         session: Session,
         method: Algorithm[Any],
         objectives: Mapping[int, Objective],
+        together: Together | None,
         exchange: HostExchange,
         recorder: Recorder,
         keeper: Keeper,
@@ -115,6 +130,8 @@ class Training:
         raise_if_stopped: Callable[[], None],
     ) -> None:
         self._plan, self._method, self._objectives = plan, method, objectives
+        self._together = together
+        self._gradients = {p.peer: self._gradient(p.peer) for p in plan.peers}
         self._exchange, self._recorder, self._keeper = exchange, recorder, keeper
         self._pulse, self._raise_if_stopped = pulse, raise_if_stopped
         config = plan.config
@@ -122,7 +139,8 @@ class Training:
         self._peers = [p.peer for p in plan.peers]
         self.session = session
         self._trace = bool(os.environ.get(TRACE))
-        self.iteration = self.done = min(plan.begins.values())
+        self._begins = plan.begins
+        self.iteration = self.done = min(self._begins.values())
         self.states: dict[int, State] = {}
         self.completed: Moment | None = None
         self._saving, self._saved = threading.Lock(), False
@@ -188,9 +206,9 @@ class Training:
             self._pulse.enter(Pulse.COMPUTING)
             if k == self.session.all_have_theta:
                 self._exchange.withdraw()
-            begun = [p for p in self.states if self._plan.begins[p] <= k]
-            steps = {p: self._step(p, self._of(p).step(k, self.states[p], self._gradient(p))) for p in begun}
-            after = lockstep(steps, self._send, self._take, len(self._method.phases))
+            begun = [p for p in self.states if self._begins[p] <= k]
+            steps = {p: self._step(p, self._of(p).step(k, self.states[p], self._gradients[p])) for p in begun}
+            after = lockstep(steps, self._send, self._take, len(self._method.phases), self._draw)
             if agreement is not None:
                 agreement.complete(k + 1)
             self.states = self.states | after
@@ -279,13 +297,13 @@ class Training:
                 return
             self._saved = True
             for peer, state in completed.states.items():
-                done = max(completed.done, self._plan.begins[peer])
+                done = max(completed.done, self._begins[peer])
                 self._recorder.save_stopped(peer, state.theta, done)
             self._keeper.keep_stopped(completed)
 
     def _start(self, peer: int, theta: Vector) -> None:
         with naming(peer, self.iteration, "it could not start"):
-            gradient = self._gradient(peer)
+            gradient = self._gradients[peer]
             if self._counts is not None:
                 # Nothing is computed before the weights are known; θ is there for peers that come back.
                 self._waiting.add(peer)
@@ -311,7 +329,7 @@ class Training:
             objective.weigh(self._counts.total(p))
         for p in sorted(self._waiting):
             with naming(p, self.iteration, "it could not start"):
-                state = self._of(p).start(self.states[p].theta, self._gradient(p))
+                state = self._of(p).start(self.states[p].theta, self._gradients[p])
             self.states = self.states | {p: state}
         self._waiting.clear()
         if self._due:
@@ -366,7 +384,7 @@ class Training:
                     self._recorder.trace(p, self.session.number, done, tau - state.grad)  # type: ignore[attr-defined]
         if self._plan.evaluates_after(done):
             for p in self.states:
-                if self._plan.begins[p] <= done:
+                if self._begins[p] <= done:
                     self._evaluate(p, done)
         self._keeper.raise_if_failed()
         if self._keeper.due(done):
@@ -426,21 +444,31 @@ class Training:
         return last if theta is None else theta, self._best.kept(peer)
 
     def _gradient(self, peer: int) -> Gradient:
-        """Return the gradient of the peer's objective among the peers of the view."""
-        weight = self.session.weights[peer]
-        return local_objective(self._checked(peer), weight=weight, weight_decay=self._decay)
-
-    def _checked(self, peer: int) -> Gradient:
-        """Return ∇L_i, timed and checked for finite numbers; errors of its code name the peer."""
+        """Return the gradient of the peer's objective in its view; errors of its code name the peer."""
 
         def gradient(theta: Vector) -> Vector:
             with (
                 self._recorder.timed(peer, "gradient"),
                 naming(peer, self.iteration, "its gradient failed"),
             ):
-                g = self._objectives[peer].gradient(theta)
-            if not np.isfinite(g).all():
-                raise DivergedError.not_finite(peer, f"iteration {self.iteration}", "gradient")
-            return g
+                drawn = self._objectives[peer].gradient(theta)
+            return self._of_objective(peer, drawn, theta)
 
         return gradient
+
+    def _draw(self, asked: Mapping[int, Draw]) -> Mapping[int, Vector]:
+        """Return the gradients that the peers ask for; all at once if that is possible."""
+        own = all(one.gradient is self._gradients[peer] for peer, one in asked.items())
+        if self._together is None or not own:  # a method may ask for another function's gradient
+            return draw_each(asked)
+        begin = time.perf_counter()
+        with naming(min(asked), self.iteration, f"the gradients of {len(asked)} peers together failed"):
+            drawn = self._together({peer: one.theta for peer, one in asked.items()})
+        self._recorder.share_seconds(asked, "gradient", time.perf_counter() - begin)
+        return {peer: self._of_objective(peer, drawn[peer], one.theta) for peer, one in asked.items()}
+
+    def _of_objective(self, peer: int, drawn: Vector, theta: Vector) -> Vector:
+        """Return w_i ∇L_i + λ θ from ∇L_i at ``theta``, which is checked for finite numbers."""
+        if not np.isfinite(drawn).all():
+            raise DivergedError.not_finite(peer, f"iteration {self.iteration}", "gradient")
+        return of_objective(drawn, theta, weight=self.session.weights[peer], weight_decay=self._decay)

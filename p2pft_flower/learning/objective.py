@@ -35,7 +35,9 @@ __all__ = [
     "Scored",
     "Validation",
     "answers_of",
+    "as_tensor",
     "evaluate",
+    "gradient_of",
     "prediction_rows",
     "scores_of",
     "tail_vector",
@@ -250,22 +252,32 @@ class PeerObjective:
         DataError
             When images of the mini-batch cannot be read: see :meth:`MiniBatches.read`.
         """
-        if self._balanced and self._weights is None:
-            raise RuntimeError("class-weights = 'balanced', and no weights came before the first gradient")
-        batch = self._images.read(self.drawn)
-        _set(self._trained, theta)
+        batch = self.read()
         # Drop-out must also be a function of seed, peer and position, on any host.
         with training(self._tail), seeded(*self._key, self.drawn):
             if self._privacy is None or self._clipped is None:
-                loss = batch.loss(self._tail(*batch.inputs), self._weights)
-                # A step may use only some trained parameters: the gradient of the others is 0.
-                gradients = torch.autograd.grad(loss, self._trained, materialize_grads=True)
-                gradient = _flat(gradients).cpu().numpy()
-                self.train_loss = float(loss.detach())
+                gradient, loss = gradient_of(self._tail, self._trained, theta, batch, self._weights)
             else:
-                gradient, self.train_loss = self._private(batch, theta.size, self._privacy, self._clipped)
-        self.drawn += 1
+                _set(self._trained, theta)
+                gradient, loss = self._private(batch, theta.size, self._privacy, self._clipped)
+        self.drew(loss)
         return gradient
+
+    def read(self) -> MiniBatch:
+        """Return the mini-batch of the next gradient; errors are those of :meth:`gradient`."""
+        if self._balanced and self._weights is None:
+            raise RuntimeError("class-weights = 'balanced', and no weights came before the first gradient")
+        return self._images.read(self.drawn)
+
+    def drew(self, loss: float) -> None:
+        """Note that the gradient on the mini-batch of :meth:`read` was computed, with this mean ``loss``."""
+        self.train_loss = loss
+        self.drawn += 1
+
+    @property
+    def weights(self) -> torch.Tensor | None:
+        """The weights of the classes in the loss, (C,), once :meth:`weigh` has set them."""
+        return self._weights
 
     def class_counts(self) -> npt.NDArray[np.float64]:
         """Return the number of training images, and that of each class, (1 + C,).
@@ -375,6 +387,25 @@ class PeerObjective:
         return Validation(fmean(losses), fmean(known) if known else None)
 
 
+def gradient_of(
+    tail: nn.Module,
+    trained: list[nn.Parameter],
+    theta: Vector,
+    batch: MiniBatch,
+    weights: torch.Tensor | None = None,
+) -> tuple[Vector, float]:
+    """Return the gradient of a mini-batch's loss at ``theta`` in ``tail``, (q,) float32, and the loss.
+
+    The tail is run in the mode that it is in; ``trained`` are its :func:`trained_parameters`. The others are
+    as of :func:`evaluate` and :meth:`MiniBatch.loss`.
+    """
+    _set(trained, theta)
+    loss = batch.loss(tail(*batch.inputs), weights)
+    # A step may use only some trained parameters: the gradient of the others is 0.
+    gradients = torch.autograd.grad(loss, trained, materialize_grads=True)
+    return _flat(gradients).cpu().numpy(), float(loss.detach())
+
+
 def evaluate(
     tail: nn.Module, theta: Vector, test: Features, unseen: torch.Tensor | None = None
 ) -> Evaluation:
@@ -451,8 +482,14 @@ def prediction_rows(images: Sequence[str], classes: Sequence[str], answers: Answ
         yield [image, named(label, classes), named(answer, classes), *map(repr, likely.tolist())]
 
 
+def as_tensor(theta: Vector) -> torch.Tensor:
+    """Return ``theta``, (q,) float32, as a tensor on its memory, to which nobody may write.
+
+    torch warns of read-only arrays, as θ^0 is: those are copied.
+    """
+    return torch.from_numpy(theta if theta.flags.writeable else theta.copy())
+
+
 def _set(trained: list[nn.Parameter], theta: Vector) -> None:
     # Views on theta, no copy: neither forward nor backward writes to parameters.
-    # torch warns of read-only arrays, as θ^0 is: those are copied.
-    vector = torch.from_numpy(theta if theta.flags.writeable else theta.copy())
-    vector_to_parameters(vector.to(trained[0].device), trained)
+    vector_to_parameters(as_tensor(theta).to(trained[0].device), trained)

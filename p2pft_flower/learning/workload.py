@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from functools import cached_property
 from hashlib import sha256
@@ -16,12 +16,13 @@ import torch
 from torch import nn
 
 from p2pft_flower.config import LearningConfig
+from p2pft_flower.errors import ConfigError
 from p2pft_flower.learning.data.batches import Batches, GrowingBatches
 from p2pft_flower.learning.data.holdings import Holdings
 from p2pft_flower.learning.data.image_settings import ImageSettings
 from p2pft_flower.learning.feature_model import FeatureModel
 from p2pft_flower.learning.image_model import ImageModel
-from p2pft_flower.learning.minibatches import MiniBatches, PooledMiniBatches
+from p2pft_flower.learning.minibatches import MiniBatch, MiniBatches, PooledMiniBatches
 from p2pft_flower.learning.model.split import Parts
 from p2pft_flower.learning.model.structure import share_copy
 from p2pft_flower.learning.named_tensors import named_digest, named_tensors, vector_of, weights_digest
@@ -38,11 +39,15 @@ from p2pft_flower.learning.preparing import progress_to
 from p2pft_flower.learning.privacy import ClippedGradients, Privacy, log_draws, require_accountant
 from p2pft_flower.learning.settings import check_privacy
 from p2pft_flower.learning.store.features import Features
+from p2pft_flower.learning.together import Together, why_apart
 
 __all__ = ["TAIL_SCHEMA", "Workload"]
 
 TAIL_SCHEMA = "p2pft.tail/1"
 """Version of the metadata in a tail's safetensors file."""
+
+MANY = 32
+"""Number of peers of a run from which their gradients are computed together, if ``batched = auto``."""
 
 log = logging.getLogger(__name__)
 
@@ -242,6 +247,37 @@ class Workload:
                 self.holdings.check_images(unchecked)
                 self._checked.update(unchecked)
         return {peer: self._objective(peer) for peer in peers}
+
+    def together(self, objectives: Mapping[int, PeerObjective]) -> Together | None:
+        """Return what draws the gradients of all ``objectives`` at once; None: each is drawn by itself.
+
+        Settings and model decide, not the number of the peers that are here: gradients must not depend on
+        which host runs which peer. The log tells which it is.
+
+        Raises
+        ------
+        ConfigError
+            When ``batched = true`` and the model or the settings do not admit that.
+        """
+        asked = self.config.batched
+        if self.pooled or asked == "false" or (asked == "auto" and self.n < MANY):
+            return None
+        why = self._why_apart(objectives)
+        if not why:
+            log.info("gradients: those of all peers of a host together (batched = %s)", asked)
+            return Together(self.tail, objectives)
+        if asked == "true":
+            raise ConfigError(f"batched = true: {why}; leave batched out, or set it to auto")
+        log.info("gradients: one peer after the other, for %s", why)
+        return None
+
+    def _why_apart(self, objectives: Mapping[int, PeerObjective]) -> str:
+        if self.config.dp_clip:
+            return "dp-clip clips the gradient of each image by itself"
+        if self.parts.path == "full" and self.config.batched == "auto":
+            return "the whole model runs in every step, and so many products gain nothing"
+        inputs, labels = self.features(min(objectives)).read(np.arange(1))
+        return why_apart(self.tail, self.theta0, MiniBatch(inputs, labels, (1,)))
 
     def check_privacy(self) -> None:
         """Check, without reading data, that gradients can be made private if the settings ask for that.

@@ -175,6 +175,7 @@ WRONG = {
     "iterations": ("iterations=9223372036854775808", "iterations = .*: must be .* 64 bits"),
     "batch-size, bits": ("batch-size=9223372036854775808", "batch-size = .*: must be .* 64 bits"),
     "batch-size": ("batch-size=0", "batch-size = 0"),
+    "batched": ("batched=yes", "batched = 'yes'"),
     "dp-clip": ("dp-clip=1 algorithm=centralized", "dp-clip = 1.0 with algorithm = centralized"),
     "dp-noise": ("dp-noise=1", "dp-noise = 1.0 with dp-clip = 0"),
     "topology": ("topology=rign:4", "rign"),

@@ -12,6 +12,7 @@ import pytest
 
 from p2pft_flower.algorithms.p2pft import P2PFT
 from p2pft_flower.algorithms.schedules import make_schedule
+from p2pft_flower.algorithms.seam import Draw
 from p2pft_flower.algorithms.simulation import simulate
 from p2pft_flower.errors import TopologyError
 from p2pft_flower.topology import Graph
@@ -235,7 +236,8 @@ class Overheard(P2PFT):
                 request = exchange.send(mixed)
             except StopIteration as end:
                 return end.value
-            self.log[peer].append(request.vector.copy())
+            if not isinstance(request, Draw):  # gradients stay where they are
+                self.log[peer].append(request.vector.copy())
             mixed = yield request
 
 
