@@ -39,6 +39,7 @@ API = {
         "p2pft_flower.algorithms.seam.State",
         "p2pft_flower.algorithms.Rows",
         "p2pft_flower.algorithms.Columns",
+        "p2pft_flower.algorithms.Draw",
         "p2pft_flower.algorithms.Both",
         "p2pft_flower.algorithms.seam.Send",
         "p2pft_flower.algorithms.seam.Take",
