@@ -289,7 +289,9 @@ class Holdings:
             return [p[draw_shots(labels[p], self.config.shots, classes, seed)] for p in held]
         kept = usable[draw_shots(labels[usable], self.config.shots, classes, seed)]
         columns = {name: values[kept] for name, values in self.dataset.train.columns.items()}
-        parts = partition_images(self.partition_spec, labels[kept], self.n, classes, seed, columns)
+        units = self.dataset.train.units
+        units = None if units is None else units[kept]
+        parts = partition_images(self.partition_spec, labels[kept], self.n, classes, seed, columns, units)
         return [kept[positions] for positions in parts]
 
     @cached_property
@@ -386,8 +388,8 @@ class Holdings:
 
     def test_names(self, positions: npt.NDArray[np.int64]) -> list[str]:
         """Return the names of the test images at ``positions``: their files, else the positions."""
-        files = self.dataset.test.files
-        return [str(position) if files is None else str(files[position]) for position in positions]
+        split = self.dataset.test
+        return [str(p) if split.files is None else split.name(p, "test") for p in positions.tolist()]
 
     @property
     def scored_test(self) -> Split:

@@ -12,12 +12,13 @@ import numpy as np
 import numpy.typing as npt
 
 from p2pft_flower.errors import DataError, printable
+from p2pft_flower.learning.data.frames import frames_of, numbered
 from p2pft_flower.learning.data.image_folders import check_same_files
 from p2pft_flower.learning.data.images import picture_suffixes
 from p2pft_flower.learning.data.label_arrays import SEPARATOR
 from p2pft_flower.learning.data.names import differing_unseen, look_alikes, some_names
 from p2pft_flower.learning.data.splits import Dataset, Split
-from p2pft_flower.learning.data.table_files import Table, read_table
+from p2pft_flower.learning.data.table_files import FRAME, Table, read_table
 
 __all__ = ["table"]
 
@@ -30,7 +31,8 @@ def table(
     """Return the dataset of a table; :func:`read_table` says what the file is like.
 
     An ``image`` is a file's path, from ``data_dir``, or absolute; it may lack its suffix if one picture only
-    has that name. Images are in the order of the rows. The columns are those of the training split.
+    has that name. Images are in the order of the rows. The columns are those of the training split. Of a
+    DICOM file of several frames each is an image, or the one that the row names in a column ``frame``.
 
     Parameters
     ----------
@@ -49,8 +51,9 @@ def table(
     Raises
     ------
     DataError
-        When the table cannot be used, an image is missing or stands in two rows, a class has no training
-        image, or a test row has a class that no training row has; the message names file and line.
+        When the table cannot be used, an image is missing or stands in two rows, there is no such frame, a
+        class has no training image, or a test row has a class that no training row has; the message names
+        file and line.
     """
     rows = read_table(path)
     if not site and not untested and not any(rows.test):
@@ -69,11 +72,16 @@ def table(
         rows, Path(data_dir).expanduser() if data_dir else rows.file.parent, missing_ok=missing_ok
     )
 
+    there = [row for row in range(len(rows)) if rows.images[row]]
+    owners, frames = _frames(rows, there, places)
+
     def split(*, test: bool) -> Split:
-        held = [row for row in range(len(rows)) if rows.images[row] and rows.test[row] is test]
+        images = [i for i, owner in enumerate(owners) if rows.test[there[owner]] is test]
+        held = [there[owners[i]] for i in images]
         found = Split.of_files(
             [places[row] for row in held],
             _label_array(rows, held, classes),
+            frames=None if frames is None else frames[images],
         )
         return replace(found, columns=rows.columns_at(held))
 
@@ -84,6 +92,46 @@ def table(
         raise DataError(f"{rows.file}: no training row has a label; there is nothing to learn")
     check_same_files(rows.file, classes, train, tested)
     return Dataset(f"table:{path}", classes, train, tested)
+
+
+def _frames(
+    rows: Table, there: Sequence[int], places: Sequence[Path]
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64] | None]:
+    """Return for each image the position of its row in ``there``, and its frame, as :func:`numbered` does.
+
+    Raises
+    ------
+    DataError
+        When a row names a frame that its file has not, or two rows have one image; the message names the
+        line.
+    """
+    counts = frames_of([places[row] for row in there])
+    told = rows.columns.get(FRAME, [""] * len(rows))
+    wanted = np.zeros(len(there), np.int64)
+    first: dict[Path, dict[int, int]] = {}
+    for place, row in enumerate(there):
+        text, most = told[row], int(counts[place])
+        if text and most > 1:
+            if not (text.isdecimal() and 1 <= int(text) <= most):
+                raise DataError(
+                    f"{rows.at(row)}: {FRAME} = {printable(text)!r}, but {rows.images[row]} has the frames 1 "
+                    f"to {most}: give one of these, or nothing, if each of them is an image"
+                )
+            wanted[place] = int(text)
+        others = first.setdefault(places[row], {})
+        again = [r for frame, r in others.items() if 0 in (frame, wanted[place]) or frame == wanted[place]]
+        if again:
+            raise DataError(
+                f"{rows.at(row)}: {places[row]} stands in line {rows.lines[again[0]]} already, as "
+                f"{printable(SEPARATOR.join(rows.labels[again[0]]))!r}; an image has one row: remove the "
+                "other"
+            )
+        others[int(wanted[place])] = row
+    owners, frames = numbered(counts)
+    if frames is None:
+        return owners, None
+    kept = (wanted[owners] == 0) | (frames == wanted[owners])
+    return owners[kept], frames[kept]
 
 
 def _label_array(rows: Table, held: Sequence[int], classes: Sequence[str]) -> npt.NDArray[np.int64]:
@@ -137,13 +185,12 @@ def _files(rows: Table, root: Path, *, missing_ok: bool) -> list[Path]:
     Raises
     ------
     DataError
-        When a file is missing and may not be, a name without its suffix fits several, or two rows have one
-        image; the message names the line.
+        When a file is missing and may not be, or a name without its suffix fits several; the message names
+        the line.
     """
     folders: dict[Path, _Folder] = {}
     found: list[Path] = []
     lost: list[int] = []
-    first: dict[Path, int] = {}
     for row, name in enumerate(rows.images):
         file = root / name
         if not name:
@@ -161,11 +208,6 @@ def _files(rows: Table, root: Path, *, missing_ok: bool) -> list[Path]:
             file = file.with_name(there[0])
         else:
             lost.append(row)
-        if (before := first.setdefault(file, row)) != row:
-            raise DataError(
-                f"{rows.at(row)}: {file} stands in line {rows.lines[before]} already, as "
-                f"{printable(SEPARATOR.join(rows.labels[before]))!r}; an image has one row: remove the other"
-            )
         found.append(file)
     if lost and not missing_ok:
         raise DataError(_missing(rows, root, found[lost[0]], lost))
