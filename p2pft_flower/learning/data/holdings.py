@@ -119,23 +119,21 @@ class Holdings:
                 verify=config.verify,
                 missing_ok=config.bad_images == "skip",
                 untested=scored_on_held_out,
+                known=self._classes,
             ).within(self._most)
             if scored_on_held_out:
                 found = held_out(found, config.validation, config.seed)
+            if self._classes is not None:
+                found = found.numbered_as(self._classes)
         check_several(config, several=found.several_labels)
-        if self._classes is not None and tuple(self._classes) != found.classes:
-            raise DataError(
-                f"dataset = {config.dataset!r} has the classes {some_names(found.classes)}, but the model "
-                f"was trained on {some_names(self._classes)}: its answers would mean other classes here"
-            )
         return found
 
     @cached_property
     def _sites(self) -> Sites:
-        config = self.config
-        return load_sites(
-            config.dataset, self.here, config.data_dir, missing_ok=config.bad_images == "skip"
-        ).within(self._most)
+        config, skip = self.config, self.config.bad_images == "skip"
+        found = load_sites(config.dataset, self.here, config.data_dir, missing_ok=skip, known=self._classes)
+        found = found.within(self._most)
+        return found if self._classes is None else found.numbered_as(self._classes)
 
     @cached_property
     def surveys(self) -> dict[int | None, Survey]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,10 +16,13 @@ from p2pft_flower.errors import DataError
 from p2pft_flower.learning.data.decoding import REMEDY, UNREADABLE, decode, look_at
 from p2pft_flower.learning.data.images import file_content
 from p2pft_flower.learning.data.label_arrays import has_several
+from p2pft_flower.learning.data.names import differing_unseen, some_names
 from p2pft_flower.learning.data.pixels import Pixels, Source
 from p2pft_flower.learning.data.samples import Look
 
 __all__ = ["Dataset", "Split"]
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -270,6 +274,44 @@ class Dataset:
     def within(self, most: int) -> Dataset:
         """Return the dataset with ``most`` as the most pixels of an image (:meth:`Split.within`)."""
         return replace(self, train=self.train.within(most), test=self.test.within(most))
+
+    def numbered_as(self, classes: Sequence[str]) -> Dataset:
+        """Return the dataset with labels that are numbers in ``classes``, the same names in any order.
+
+        Raises
+        ------
+        DataError
+            When ``classes`` are other names; the message has those that are missing and those that are extra.
+        """
+        wanted = tuple(classes)
+        if wanted == self.classes:
+            return self
+        missing = [name for name in wanted if name not in self.classes]
+        extra = [name for name in self.classes if name not in wanted]
+        if missing or extra:
+            told = [
+                f"{what} {some_names(names)}"
+                for what, names in (("without", missing), ("and with", extra))
+                if names
+            ]
+            unseen = differing_unseen(extra[0], missing) if extra else ""
+            raise DataError(
+                f"dataset = {self.name!r} has not the classes that the model was trained on, but is "
+                f"{' '.join(told).removeprefix('and ')}{unseen}: answers would mean other classes here"
+            )
+        log.warning(
+            "dataset = %r: its classes are those of the model in another order, and are matched by their "
+            "names",
+            self.name,
+        )
+        places = np.array([wanted.index(name) for name in self.classes], dtype=np.int64)
+
+        def renumbered(split: Split) -> Split:
+            if not has_several(split.labels):
+                return replace(split, labels=places[split.labels])
+            return replace(split, labels=split.labels[:, np.argsort(places)])
+
+        return replace(self, classes=wanted, train=renumbered(self.train), test=renumbered(self.test))
 
     @property
     def several_labels(self) -> bool:

@@ -16,7 +16,7 @@ from p2pft_flower.learning.data.frames import frames_of, numbered
 from p2pft_flower.learning.data.image_folders import check_same_files
 from p2pft_flower.learning.data.images import picture_suffixes
 from p2pft_flower.learning.data.label_arrays import SEPARATOR
-from p2pft_flower.learning.data.names import differing_unseen, look_alikes, some_names
+from p2pft_flower.learning.data.names import differing_unseen, in_order, look_alikes, some_names
 from p2pft_flower.learning.data.splits import Dataset, Split
 from p2pft_flower.learning.data.table_files import FRAME, Table, read_table
 
@@ -26,7 +26,13 @@ log = logging.getLogger(__name__)
 
 
 def table(
-    path: str, data_dir: str = "", *, site: bool = False, missing_ok: bool = False, untested: bool = False
+    path: str,
+    data_dir: str = "",
+    *,
+    site: bool = False,
+    missing_ok: bool = False,
+    untested: bool = False,
+    known: Sequence[str] | None = None,
 ) -> Dataset:
     """Return the dataset of a table; :func:`read_table` says what the file is like.
 
@@ -47,6 +53,9 @@ def table(
         Whether images may be missing; reading them reports them.
     untested : bool
         Whether no test rows are needed, as something else takes their place.
+    known : sequence of str, optional
+        The classes of a model that is scored: if given, the table may have test rows only, which then have
+        classes of these, perhaps not all.
 
     Raises
     ------
@@ -56,6 +65,12 @@ def table(
         file and line.
     """
     rows = read_table(path)
+    tested_only = all(rows.test)
+    if tested_only and known is None:
+        raise DataError(
+            f"{rows.file}: no training image, as all rows are for the test; such a table is for p2pft "
+            "evaluate --dataset"
+        )
     if not site and not untested and not any(rows.test):
         what = (
             f"{rows.split} = test in no row" if rows.split else "no column split, so no row is for the test"
@@ -64,10 +79,12 @@ def table(
             f"{rows.file}: {what}; mark some rows test in a column split, or hold out training images by "
             "validation = 0.2"
         )
-    classes = rows.classes
+    classes = tuple(known) if known is not None and tested_only else rows.classes
     for alike in look_alikes(classes):
         log.warning("%s: the names of the classes %s", rows.file, alike)
-    _check_labels(rows, classes, site=site)
+    if tested_only:
+        _check_known(rows, classes)
+    _check_labels(rows, classes, site=site and not tested_only)
     places = _files(
         rows, Path(data_dir).expanduser() if data_dir else rows.file.parent, missing_ok=missing_ok
     )
@@ -86,7 +103,7 @@ def table(
         return replace(found, columns=rows.columns_at(held))
 
     train, tested = split(test=False), split(test=True)
-    if not len(train):
+    if not len(train) and not tested_only:
         raise DataError(f"{rows.file}: no training image")
     if not classes:
         raise DataError(f"{rows.file}: no training row has a label; there is nothing to learn")
@@ -177,6 +194,27 @@ def _check_labels(rows: Table, classes: Sequence[str], *, site: bool) -> None:
     absent = [name for name in classes if name not in held]
     if absent and site:
         log.warning("%s: no image of the classes %s: this peer holds none", rows.file, some_names(absent))
+
+
+def _check_known(rows: Table, classes: Sequence[str]) -> None:
+    """Refuse rows of classes that a model was not trained on; the message has them all, and the first line.
+
+    Raises
+    ------
+    DataError
+        When there is such a row.
+    """
+    known = set(classes)
+    others = [(row, name) for row, names in enumerate(rows.labels) for name in names if name not in known]
+    if others:
+        row, first = others[0]
+        extra = some_names(in_order({name for _, name in others}))
+        number = len({row for row, _ in others})
+        raise DataError(
+            f"{rows.at(row)}: a test row of class {printable(first)!r}, which the model was not trained on, "
+            f"as {extra} in {number} rows{differing_unseen(first, classes)}; its classes: "
+            f"{some_names(classes)}"
+        )
 
 
 def _files(rows: Table, root: Path, *, missing_ok: bool) -> list[Path]:
