@@ -15,7 +15,7 @@ import xxhash
 from p2pft_flower.config import LearningConfig
 from p2pft_flower.errors import ConfigError, DataError
 from p2pft_flower.facts import ListedImage
-from p2pft_flower.learning.data.by_column import BY
+from p2pft_flower.learning.data.by_column import BY, refuse_all_held_out
 from p2pft_flower.learning.data.class_groups import class_owners
 from p2pft_flower.learning.data.data_digest import images_digest, listed_images
 from p2pft_flower.learning.data.dataset_names import refuse_data_dir
@@ -238,6 +238,8 @@ class Holdings:
         config = self.config
         dealt = not config.sited and config.partition.startswith(("auto", BY))
         columns = self.dataset.train.columns if dealt else {}
+        if columns and config.validation and not config.keeps_best:
+            refuse_all_held_out(config.partition, config.validation, columns, self.dataset.test.columns)
         several = dealt and self.several_labels
         spec = resolve_partition(
             config.partition, config.dataset, self.n, self.classes, columns, several=several

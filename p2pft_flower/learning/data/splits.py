@@ -56,6 +56,8 @@ class Split:
         by:COLUMN``.
     frames : (N,) int64 array, optional
         The number of each image's frame in its file, from 1; 0: the file is one image. None: all are.
+    limited : callable, optional
+        The most pixels of an image ↦ the split with that limit, of images without files.
     """
 
     labels: npt.NDArray[np.int64]
@@ -68,6 +70,7 @@ class Split:
     vectors: npt.NDArray[np.float32] | None = None
     columns: Mapping[str, npt.NDArray[np.object_]] = field(default_factory=dict)
     frames: npt.NDArray[np.int64] | None = None
+    limited: Callable[[int], Split] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -177,6 +180,8 @@ class Split:
 
         Images without files, and those of a reader of the user's own, stay as they are.
         """
+        if self.limited is not None:
+            return replace(self, read=(other := self.limited(most)).read, look=other.look)
         if self.files is None or self.content is None:
             return self
         return replace(Split.of_files(self.files, self.labels, most, self.frames), columns=self.columns)
@@ -207,7 +212,7 @@ class Split:
         labels = self.labels[positions]
         if self.vectors is not None:
             return Split.of_vectors(self.vectors[positions], labels)
-        read, content, look = self.read, self.content, self.look
+        read, content, look, limited = self.read, self.content, self.look, self.limited
         return replace(
             self,
             labels=labels,
@@ -215,6 +220,7 @@ class Split:
             content=content and (lambda index: content(int(positions[index]))),
             files=self.files and [self.files[position] for position in positions],
             frames=None if self.frames is None else self.frames[positions],
+            limited=limited and (lambda most: limited(most).at(positions)),
             look=look and (lambda index: look(int(positions[index]))),
             columns={name: values[positions] for name, values in self.columns.items()},
         )
