@@ -214,6 +214,11 @@ def partition_images(
     if (files := whole_files(spec, labels, units)) is None:
         return _dealt(spec, labels, n, classes, seed, columns)
     first, file_of = files
+    if len(first) < n:
+        raise DataError(
+            f"partition = {spec!r}: the training images are frames of {len(first)} files, which cannot be "
+            f"dealt out to {n} peers, as the frames of a file stay together"
+        )
     dealt = _dealt(spec, labels[first], n, classes, seed, None)
     return [np.flatnonzero(np.isin(file_of, part)) for part in dealt]
 

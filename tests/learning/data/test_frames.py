@@ -289,6 +289,13 @@ def test_no_file_has_frames_on_both_sides_of_validation_nor_at_two_peers(partiti
     assert not scored & (shares[0] | shares[1])
 
 
+def test_fewer_files_than_peers_are_told_as_files(tmp_path):
+    folder_of(tmp_path, ["ct/a.dcm", "mr/b.dcm"])
+    folder_of(tmp_path, ["ct/t.dcm", "mr/u.dcm"], part="test", frames=1)
+    with pytest.raises(DataError, match="are frames of 2 files, which cannot be dealt out to 3 peers"):
+        Holdings(LearningConfig(dataset=f"folder:{tmp_path}", partition="iid"), 3).shares  # noqa: B018
+
+
 def test_the_share_counts_files_and_one_file_of_a_class_is_left(tmp_path):
     folder_of(tmp_path, ["ct/a.dcm", "ct/b.dcm", "mr/c.dcm"])
     folder_of(tmp_path, ["ct/t.dcm", "mr/u.dcm"], part="test", frames=1)
