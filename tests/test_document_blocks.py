@@ -70,6 +70,12 @@ RUN = {
         [b.name for b in blocks_of(ROOT / "docs" / "multi-label.md")],
         "tests/flower/test_several_labels.py::test_the_page_on_several_labels_can_be_followed_with_small_files",
     ),
+    "docs/images.md": {
+        'with np.load("organmnist3d.npz") as held:': (
+            "tests/learning/data/test_medmnist_files.py::"
+            "test_slices_of_volumes_are_images_as_the_page_on_images_writes_them"
+        )
+    },
     "docs/features.md": {"rng = np.random.default_rng(0)": PYTHON},
     "docs/keeping-the-best.md": {
         "# noisy_digits.py: digits, of which three training images in ten have a wrong la": OVER_FITS,

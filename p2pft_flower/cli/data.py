@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -16,7 +17,7 @@ from rich.text import Text
 from p2pft_flower.cli.completion import complete_settings
 from p2pft_flower.cli.settings import check, parse_settings
 from p2pft_flower.errors import P2PFTError, printable
-from p2pft_flower.learning.data.by_column import require_named_order
+from p2pft_flower.learning.data.by_column import by_names
 from p2pft_flower.learning.data.label_arrays import has_several, images_by_class
 from p2pft_flower.report.figures import draw_shares
 from p2pft_flower.report.tables import samples_word
@@ -105,7 +106,9 @@ def _shares(values: dict[str, Any]) -> dict[str, Any]:
     config, graph = check(values, here=True)
     holdings = Holdings(config.learning, graph.n)
     data, size = holdings.dataset, len(holdings.dataset.classes)
-    require_named_order(config.learning.partition, holdings.partition_spec, graph.peer_names)
+    named = by_names(config.learning.partition, holdings.partition_spec, graph.peer_names)
+    if named != holdings.partition_spec:
+        holdings = Holdings(replace(config.learning, partition=named), graph.n)
     notes = [line if peer is None else f"{graph.peer_names[peer]}: {line}" for peer, line in holdings.notes]
     train, mine = data.train.labels, holdings.partition
     counts = [images_by_class(train[positions], size) for positions in mine]

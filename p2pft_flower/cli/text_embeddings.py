@@ -96,8 +96,9 @@ def _write(out: Path, config: LearningConfig) -> dict[str, object]:
     if config.sited:
         classes = load_sites(config.dataset, (0,)).dataset.classes
     else:
-        given = {"download": config.download, "verify": config.verify}
-        classes = load_dataset(config.dataset, config.data_dir, **given).classes
+        classes = load_dataset(
+            config.dataset, config.data_dir, download=config.download, verify=config.verify
+        ).classes
     texts = class_texts(config.class_names, config.prompts, classes)
     tower = load_tower(config.text_tower)
     rows = tower.rows(texts).numpy()

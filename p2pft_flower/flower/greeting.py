@@ -7,6 +7,7 @@ import math
 import os
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from flwr.app import Message
@@ -16,8 +17,10 @@ from p2pft_flower.config import RunConfig
 from p2pft_flower.errors import printable
 from p2pft_flower.flower import messages
 from p2pft_flower.flower.nodes import POLL, Reminder, RunFailedError, body_of, collect
+from p2pft_flower.learning.data.by_column import by_names
+from p2pft_flower.topology import Graph
 
-__all__ = ["compare_models", "greet"]
+__all__ = ["compare_models", "greet", "greet_by_names"]
 
 log = logging.getLogger(__name__)
 
@@ -99,6 +102,35 @@ def greet(grid: Grid, config: RunConfig, n: int, *, pooled: bool) -> dict[int, d
             elif reminder.due(time.monotonic()):
                 log.info("%s; %.0f s left", waiting, greeting.left)
         time.sleep(POLL if greeting.asked else 1.0)  # Flower's interface is a poll
+
+
+def greet_by_names(
+    grid: Grid, config: RunConfig, graph: Graph, *, pooled: bool
+) -> tuple[RunConfig, dict[int, dict[str, Any]]]:
+    """Say hello as :func:`greet` does, once more if a column's values are the peers' names in another order.
+
+    A peer knows its own name at most, so the coordinator matches values and names, and greets the nodes with
+    the partition that says whose each value is.
+
+    Returns
+    -------
+    config : RunConfig
+        The settings, perhaps with that partition.
+    answers : dict of int to dict
+        The nodes' answers by node id.
+    """
+    answers = greet(grid, config, graph.n, pooled=pooled)
+    told, given = next(iter(answers.values()))["partition"], config.learning.partition
+    sites = {answer["peer-id"]: answer["site"] for answer in answers.values() if answer["site"]}
+    names = [sites.get(peer, name) for peer, name in enumerate(graph.peer_names)]
+    there = {answer["peer-id"] for answer in answers.values()} | set(sites)
+    gone = [p for p, name in enumerate(names) if sites and p not in there and name == str(p)]
+    found = by_names(given, told, names, gone)
+    if found == told:
+        return config, answers
+    log.info("partition = %s: the values are the peers' names, so each peer gets its own: %s", given, found)
+    config = replace(config, learning=replace(config.learning, partition=found))
+    return config, greet(grid, config, graph.n, pooled=pooled)
 
 
 class _Greeting:

@@ -20,7 +20,6 @@ from p2pft_flower.flower.unlike import unlike
 from p2pft_flower.keeping.lines import Failed, Outcome
 from p2pft_flower.keeping.progress import Progress
 from p2pft_flower.keeping.retention import iterations_apart
-from p2pft_flower.learning.data.by_column import require_named_order
 from p2pft_flower.learning.data.names import differing_unseen
 from p2pft_flower.plan import ResumePoint
 from p2pft_flower.report.outcomes import Reached, how_far, run_results
@@ -214,8 +213,6 @@ def plan_run(
 
     Raises
     ------
-    ConfigError
-        When a column deals the images out by the peers' names, but in another order than theirs.
     RunFailedError
         When hosts run different versions, have data of different classes, or differ in a frozen fact, such as
         the model's weights or its image size.
@@ -244,8 +241,6 @@ def plan_run(
     data = {int(p): d for answer in told for p, d in answer["data"].items()}
     images = {p: int(d["images"]) for p, d in data.items()}
     site_names = {a["peer-id"]: a["site"] for a in told if a["site"]}
-    names = [site_names.get(p, name) for p, name in enumerate(graph.peer_names)]
-    require_named_order(config.learning.partition, told[0]["partition"], names)
     # An epoch: as many gradients as a peer's mean share of the data has batches.
     batches = math.ceil(sum(images.values()) / len(view.peers) / config.learning.batch_size)
     epoch = math.ceil(batches / gradients)

@@ -168,7 +168,7 @@ def _run(
     _check_watchers(config, strategy=strategy)
     check_learning(config.learning, graph.n, pooled=pooled)
 
-    answers = greeting.greet(grid, config, graph.n, pooled=pooled)
+    config, answers = greeting.greet_by_names(grid, config, graph, pooled=pooled)
     hosts = nodes.assign_hosts(answers, graph.n, config.runtime.transport, pooled=pooled)
     if any(answer["peer-id"] is not None for answer in answers.values()):
         hosts = nodes.with_addresses(hosts, graph)

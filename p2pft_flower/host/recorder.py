@@ -204,8 +204,19 @@ class Recorder:
         for peer, journal in self._journals.items():
             journal.write(lines.Start(peer=peer, parameters=self._problem.theta0.size, prepared=prepared))
 
-    def evaluate(self, peer: int, objective: Objective, theta: Vector, done: int, bytes_sent: int) -> Score:
-        """Score ``theta``, (q,), after ``done`` iterations; write, report and return the scores."""
+    def evaluate(
+        self,
+        peer: int,
+        objective: Objective,
+        theta: Vector,
+        done: int,
+        bytes_sent: int,
+        validation: float | None = None,
+    ) -> Score:
+        """Score ``theta``, (q,), after ``done`` iterations; write, report and return the scores.
+
+        The score on the peer's ``validation`` images, which chooses the best θ, stays in the journal.
+        """
         with self.timed(peer, "evaluation"):
             last = done == self._plan.iterations
             score = self._last_score(peer, objective, theta) if last else objective.evaluate(theta)
@@ -219,7 +230,7 @@ class Recorder:
         sketched = self._sketch(theta)
         self._spent[peer] = objective.privacy_spent() or (None, None)  # a run that fails has spent it, too
         epsilon, _ = self._spent[peer]
-        line = Evaluation(sketch=sketch.encode(sketched), epsilon=epsilon, **told)
+        line = Evaluation(sketch=sketch.encode(sketched), epsilon=epsilon, validation=validation, **told)
         self._journals[peer].write(line)
         self._callbacks.evaluated(line)
         self._report(sketch=sketched, **told)

@@ -392,16 +392,19 @@ class Training:
 
     def _evaluate(self, peer: int, done: int) -> None:
         self._pulse.enter(Pulse.EVALUATING)
+        theta, sent = self.states[peer].theta, self._exchange.bytes_sent[peer]
+        validation = None if self._best is None else self._validate(peer, self._best.by)
+        told = validation if validation is not None and math.isfinite(validation) else None
         with naming(peer, self.iteration, "its evaluation failed"):
-            score = self._recorder.evaluate(
-                peer, self._objectives[peer], self.states[peer].theta, done, self._exchange.bytes_sent[peer]
-            )
+            score = self._recorder.evaluate(peer, self._objectives[peer], theta, done, sent, told)
         if not math.isfinite(score.loss) and not math.isnan(score.accuracy):
             raise DivergedError.not_finite(peer, f"iteration {done}", "loss")
+        if told != validation:
+            raise DivergedError.not_finite(peer, f"iteration {done}", "validation loss")
         if self._best is not None:
-            self._validate(peer, done, self._best)
+            self._best.note(peer, done, validation, theta)
 
-    def _validate(self, peer: int, done: int, best: BestTheta) -> None:
+    def _validate(self, peer: int, by: str) -> float | None:
         """Score the peer's θ on its own validation images, which are none of its test images."""
         theta = self.states[peer].theta
         with (
@@ -409,10 +412,7 @@ class Training:
             naming(peer, self.iteration, "its scores on validation images failed"),
         ):
             scores = validated(self._objectives[peer], theta)
-            score = None if scores is None else scores.loss if best.by == "loss" else scores.balanced_accuracy
-        if score is not None and not math.isfinite(score):
-            raise DivergedError.not_finite(peer, f"iteration {done}", "validation loss")
-        best.note(peer, done, score, theta)
+            return None if scores is None else scores.loss if by == "loss" else scores.balanced_accuracy
 
     def _choose_best(self) -> None:
         """Agree with the others whether the best θ is that of the last evaluation, if that is due.

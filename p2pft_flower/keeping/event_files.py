@@ -24,7 +24,7 @@ _ALL = "all"
 
 log = logging.getLogger("p2pft_flower")
 
-SCORES = ("loss", "accuracy", "accuracy_unseen", "bytes_sent", "epsilon")
+SCORES = ("loss", "accuracy", "accuracy_unseen", "bytes_sent", "epsilon", "validation")
 """The fields of an evaluation that are drawn."""
 
 

@@ -100,14 +100,17 @@ class Scored(Line, frozen=True, kw_only=True):
 
 
 class Evaluation(Scored, frozen=True, kw_only=True, tag="evaluation"):
-    """The fields of a :class:`Report`, ``seconds`` since the host began, and ``epsilon`` spent so far.
+    """The fields of a :class:`Report`, ``seconds`` since the host began, ``epsilon`` and ``validation``.
 
-    ``epsilon`` is None if the gradients are not differentially private.
+    ``epsilon`` is what is spent so far; None if the gradients are not differentially private. ``validation``
+    is the score by which ``keep = best:…`` chooses, of the peer's θ on its own validation images; None if it
+    has none.
     """
 
     bytes_sent: Count
     seconds: float
     epsilon: float | None = None
+    validation: float | None = None
 
     @property
     def report(self) -> Report:

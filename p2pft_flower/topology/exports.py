@@ -11,7 +11,7 @@ import inspect
 import io
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 from xml.parsers import expat
 
@@ -126,11 +126,9 @@ def _refuse_repeated(data: dict[str, Any], held: str, *, directed: bool) -> None
     """
     if held == "adjacency":
         ids = [node["id"] for node in data["nodes"]]
-        edges = [
-            (j, to["id"], to.get("weight")) for j, row in zip(ids, data[held], strict=True) for to in row
-        ]
+        edges = [(j, to["id"], _given(to)) for j, row in zip(ids, data[held], strict=True) for to in row]
     else:
-        edges = [(edge["source"], edge["target"], edge.get("weight")) for edge in data[held]]
+        edges = [(edge["source"], edge["target"], _given(edge)) for edge in data[held]]
     both = held == "adjacency" and not directed
     weights: dict[Any, Any] = {}
     for j, i, weight in edges:
@@ -166,7 +164,7 @@ def _parts(graph: nx.Graph) -> dict[str, Any]:
             j, i = twice[0]
             raise TopologyError(f"there are several edges {names[j]} -> {names[i]}: join them into one")
     edges = [
-        (names[j], names[i], _weight(data.get("weight"), f"edge {names[j]} -> {names[i]}"))
+        (names[j], names[i], _weight(_given(data), f"edge {names[j]} -> {names[i]}"))
         for j, i, data in graph.edges(data=True)
     ]
     peers = [
@@ -184,6 +182,21 @@ def _names(graph: nx.Graph) -> dict[Any, str]:
         if given and len(set(given.values())) == len(graph):
             return given
     return {node: str(node) for node in graph}
+
+
+def _given(attributes: Mapping[Any, Any]) -> Any:
+    """Return the weight among an edge's attributes, in capitals or not; None: it has none.
+
+    Raises
+    ------
+    TopologyError
+        When it has several, as ``weight`` and ``Weight``, that differ.
+    """
+    found = {name: value for name, value in attributes.items() if str(name).lower() == "weight"}
+    if len({repr(value) for value in found.values()}) > 1:
+        told = " and ".join(f"{name} {value!r}" for name, value in found.items())
+        raise TopologyError(f"an edge has {told}: keep one of them")
+    return next(iter(found.values()), None)
 
 
 def _weight(value: Any, what: str) -> float | None:

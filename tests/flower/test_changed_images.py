@@ -23,8 +23,10 @@ from p2pft_flower.keeping.lines import Trace
 from p2pft_flower.lab.ports import free_ports
 from p2pft_flower.report.collected import collect_results, find_peers
 from p2pft_flower.report.results import read_results
+from tests.learning.data.test_frames import written
 
 from .engine import run_app
+from .sameness import tails
 from .test_moved_data import SETTINGS, anew, interrupted, write
 
 
@@ -234,3 +236,27 @@ def test_lists_are_read_as_written_and_a_damaged_or_unwritable_one_only_warns(tm
     (tmp_path / "b").write_text("a file, no folder")
     write_lists(tmp_path / "b", lists)
     assert "so a resumed run can say that images have changed, but not which" in caplog.text
+
+
+def frames_for(root, dogs=3):
+    """Files of three frames each, by class; of the dogs' file so many."""
+    for number, (part, label) in enumerate((p, c) for p in ("train", "test") for c in ("cat", "dog")):
+        count = dogs if (part, label) == ("train", "dog") else 3
+        levels = [np.random.default_rng(10 * number + k).integers(0, 255, (8, 8)) for k in range(count)]
+        written(root / part / label / "scan.dcm", levels, bits=8)
+    return f"folder:{root}"
+
+
+def test_a_run_on_frames_goes_on_with_the_same_ones_and_names_those_that_are_gone(tmp_path):
+    settings = {**SETTINGS, "dataset": frames_for(tmp_path / "data"), "partition": "classes:cat,dog"}
+    run_app(tmp_path / "whole", **settings)
+    resume = interrupted(tmp_path / "whole", tmp_path / "killed")
+    anew()
+    run_app(tmp_path / "on", **settings, resume=resume)
+    assert tails(tmp_path / "on", range(2)) == tails(tmp_path / "whole", range(2))
+    frames_for(tmp_path / "data", dogs=2)
+    anew()
+    with pytest.raises(
+        P2PFTError, match=r"3 in the checkpoint, 2 now: 1 removed \(dog/scan.dcm#3\), 2 changed"
+    ):
+        run_app(tmp_path / "not", **settings, resume=resume)

@@ -291,3 +291,31 @@ def test_peers_meet_over_ipv6(tmp_path):
     run_app(tmp_path / "d", slots=2, node_configs=configs, topology="directed-ring:2", iterations=2)
     run_app(tmp_path / "m", topology="directed-ring:2", iterations=2)
     assert same(tails(tmp_path / "d", 2), tails(tmp_path / "m", 2))
+
+
+@pytest.mark.parametrize("sited", [True, False], ids=["names of sites", "names of the graph"])
+def test_values_of_a_column_that_are_the_peers_names_are_asked_for_again_in_their_order(
+    sited, monkeypatch, caplog
+):
+    asked = []
+
+    def greet(_, config, n, *, pooled):
+        spec = config.learning.partition
+        asked.append((spec, n, pooled))
+        told = "by:site=east,north,south" if spec == "by:site" else spec
+        sites = ["south", "east", "north"] if sited else [""] * 3
+        return {10 + p: {"partition": told, "peer-id": p, "site": s} for p, s in enumerate(sites)}
+
+    monkeypatch.setattr(greeting, "greet", greet)
+    named = {} if sited else {"peer_names": ("south", "east", "north")}
+    graph = Graph.from_weights(Graph.load("directed-ring:3").W, **named)
+    config = RunConfig.from_mapping({"partition": "by:site"})
+    with caplog.at_level("INFO"):
+        found, answers = greeting.greet_by_names(None, config, graph, pooled=False)
+    assert found.learning.partition == "by:site=south,east,north"
+    assert asked == [("by:site", 3, False), ("by:site=south,east,north", 3, False)]
+    assert {answer["partition"] for answer in answers.values()} == {"by:site=south,east,north"}
+    assert "so each peer gets its own: by:site=south,east,north" in caplog.text
+    asked.clear()
+    assert greeting.greet_by_names(None, found, graph, pooled=False)[0] is found
+    assert len(asked) == 1

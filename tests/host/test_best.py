@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from dataclasses import replace
 
@@ -122,6 +123,35 @@ def test_theta_over_the_iterations_is_the_same_with_and_without_a_choice(tmp_pat
     with_it, _ = run_graph(GRAPH, tmp_path / "b", FOLDED, unix(short), Courses)
     for peer, other in zip(without, with_it, strict=True):
         assert [x.tobytes() for x in other.course[:7]] == [x.tobytes() for x in peer.course]
+
+
+def journalled(folder, peer):
+    """The validation scores in a peer's journal, by iteration."""
+    rows = [json.loads(line) for line in (folder / "peers" / f"peer-{peer}.jsonl").read_text().splitlines()]
+    return {row["iteration"]: row["validation"] for row in rows if row["event"] == "evaluation"}
+
+
+@pytest.mark.parametrize("keep", ["best:loss", "best:balanced-accuracy", "last"])
+def test_each_journal_has_the_peers_validation_scores_over_the_iterations(keep, tmp_path):
+    peers, _ = run_graph(GRAPH, tmp_path, [[0, 1, 2, 3]], {}, Courses, keep=keep)
+    for p, peer in enumerate(peers):
+        scores = [peer.validate(theta) for theta in peer.course[:7]]
+        expected = [s.loss if keep == "best:loss" else s.balanced_accuracy for s in scores]
+        if keep == "last":
+            expected = [None] * 7
+        assert journalled(tmp_path, p) == dict(zip(range(0, 70, 10), expected, strict=True))
+
+
+def test_a_resumed_runs_journal_has_the_validation_scores_of_before(tmp_path):
+    how = {**BY_LOSS, "every": 10}
+    run_kept(keeping(tmp_path / "whole", **how))
+    with pytest.raises(PeerFailedError):
+        run_kept(keeping(tmp_path / "first", **how), fail_at={1: 45})
+    run_kept(going_on(tmp_path / "rest", tmp_path / "first", **how))
+    for p in range(4):
+        found = journalled(tmp_path / "rest", p)
+        assert found == journalled(tmp_path / "whole", p)
+        assert len(found) == 7
 
 
 def test_peers_that_exchange_nothing_choose_each_for_itself(tmp_path):

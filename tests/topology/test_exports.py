@@ -289,3 +289,21 @@ def test_node_link_json_whose_attributes_of_the_graph_are_a_list_is_read(tmp_pat
     data = {"directed": True, "graph": [], "nodes": [{"id": "a"}, {"id": "b"}], "links": LINKS}
     file.write_text(json.dumps(data))
     assert Graph.load(file).name == "mine"
+
+
+@pytest.mark.parametrize("form", FORMS[:-1])
+@pytest.mark.parametrize("name", ["Weight", "WEIGHT"])
+def test_a_weight_in_capitals_is_one(form: str, name: str, tmp_path: Path) -> None:
+    graph = directed()
+    for _, _, data in graph.edges(data=True):
+        data[name] = data.pop("weight")
+    assert Graph.load(exported(tmp_path, form, graph)).W.tolist() == EXPECTED
+
+
+def test_an_edge_with_two_weights_is_refused(tmp_path: Path) -> None:
+    graph = directed()
+    graph.edges["south", "lab"]["Weight"] = 0.5
+    assert Graph.load(exported(tmp_path, "graphml", graph)).W.tolist() == EXPECTED
+    graph.edges["south", "lab"]["Weight"] = 2.0
+    with pytest.raises(TopologyError, match=r"an edge has weight 0.5 and Weight 2.0: keep one of them"):
+        Graph.load(exported(tmp_path, "graphml", graph))

@@ -6,7 +6,7 @@ import csv
 import io
 import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +14,16 @@ import numpy.typing as npt
 from p2pft_flower.errors import ConfigError, DataError, did_you_mean
 from p2pft_flower.learning.data.names import in_order, look_alikes, some_names
 
-__all__ = ["BY", "DEALING", "Columns", "check_by", "deal_by", "require_named_order", "resolve_by"]
+__all__ = [
+    "BY",
+    "DEALING",
+    "Columns",
+    "by_names",
+    "check_by",
+    "deal_by",
+    "refuse_all_held_out",
+    "resolve_by",
+]
 
 BY = "by:"
 """The beginning of a partition by a column; its name follows, and perhaps ``=`` and its values."""
@@ -110,30 +119,78 @@ def resolve_by(spec: str, n: int, columns: Columns) -> str:
     return f"{BY}{name}={_joined(values)}"
 
 
-def require_named_order(spec: str, resolved: str, names: Sequence[str]) -> None:
-    """Refuse a partition by a column whose values are the peers' names, but belong to other peers by order.
+def by_names(spec: str, resolved: str, names: Sequence[str], nameless: Collection[int] = ()) -> str:
+    """Return the partition in which each value is that of the peer of this name, if the values are names.
 
     Parameters
     ----------
     spec, resolved : str
-        The run-config's partition, and that with the values in the peers' order. Nothing is checked if they
-        are no partition by a column, or ``spec`` gives the values.
+        The run-config's partition, and that with the values in the peers' order.
     names : sequence of str
         The peers' names, of the graph or of the sites.
+    nameless : collection of int
+        Peers that are not there, so that nobody knows the names of their sites.
+
+    Returns
+    -------
+    str
+        ``resolved`` with the values in the order of the names; ``resolved`` itself if it is no partition by a
+        column, ``spec`` gives the values, or the values are not exactly the names.
 
     Raises
     ------
     ConfigError
-        When a value stands at another peer than the one of this name; the message has the right one.
+        When peers are nameless, the values are the names of the others, and belong to others by order.
     """
     column, values = _parts(resolved)
-    if not resolved.startswith(BY) or _parts(spec)[1] or set(values) != set(names):
+    if not resolved.startswith(BY) or _parts(spec)[1]:
+        return resolved
+    known = {peer: name for peer, name in enumerate(names) if peer not in nameless}
+    if nameless and known and set(known.values()) <= set(values):
+        wrong = [(peer, name) for peer, name in known.items() if values[peer] != name]
+        if wrong:
+            peer, name = wrong[0]
+            raise ConfigError(
+                f"partition = {spec!r}: the values of column {column!r} are names of sites, as {name!r} of "
+                f"peer {peer}, but the sites of peers {some_names([*nameless])} are not there to tell "
+                f"theirs: give the values in the peers' order, as {BY}{column}=…, or names in the graph's "
+                "file"
+            )
+    if set(values) != set(names):
+        return resolved
+    return f"{BY}{column}={_joined(names)}"
+
+
+def refuse_all_held_out(spec: str, share: float, left: Columns, held: Columns) -> None:
+    """Refuse a column of which ``validation`` holds out all images of a value: that peer would have none.
+
+    Parameters
+    ----------
+    spec : str
+        The partition.
+    share : float
+        The run-config's ``validation``.
+    left, held : mapping of str to array of str
+        The columns of the training images that are left, and of those that are held out.
+
+    Raises
+    ------
+    DataError
+        When all images of a value are held out; the message names the values.
+    """
+    given = _parts(spec)[0].lower() if spec.startswith(BY) else ""
+    auto = next((name for name in DEALING if name in left), "")
+    name = next((column for column in left if column.lower() == given), "" if given else auto)
+    if not name or name not in held:
         return
-    if tuple(names) != values:
-        told = ", ".join(f"peer {i} {name}" for i, name in enumerate(names))
-        raise ConfigError(
-            f"partition = {spec!r}: the values of column {column!r} are the peers' names ({told}), but their "
-            f"natural order is another; give partition = {BY}{column}={_joined(names)}"
+    remain = {str(value) for value in left[name]}
+    counts = Counter(str(value) for value in held[name] if str(value) not in remain)
+    if counts:
+        told = some_names([f"{value or '(empty)'} ({counts[value]} images)" for value in in_order(counts)])
+        raise DataError(
+            f"partition = {spec!r}: validation = {share:g} holds out all images of some values of column "
+            f"{name!r}: {told}, so the peers of these would have none to train on; give a smaller "
+            "validation, another seed, or more images, or mark test rows, which need no validation"
         )
 
 

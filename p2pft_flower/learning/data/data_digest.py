@@ -79,8 +79,9 @@ def images_digest(
     if (held := split.files) is not None and len(positions):
         files = [os.path.abspath(held[index]) for index in positions]  # noqa: PTH100 - of many
         above = os.path.commonpath(files)
-        for file in files:
-            add(_bytes(file.removeprefix(above)))
+        for index, file in zip(positions.tolist(), files, strict=True):
+            frame = split.frame(index)
+            add(_bytes(file.removeprefix(above)) + (f"#{frame}".encode() if frame else b""))
         for index in some:
             add(str(_size(held[index])).encode())
         for content in _contents(split, held, positions, {} if seen is None else seen).values():
@@ -104,13 +105,18 @@ def listed_images(
     contents = _contents(split, split.files, positions, seen)
     return tuple(
         ListedImage(
-            textual(str(Path(split.files[index]).absolute())),
+            textual(_named(split, split.files[index], index)),
             textual(named(split.labels[index], classes)),
             _size(split.files[index]),
             contents[index].hex() if index in contents else "",
         )
         for index in positions.tolist()
     )
+
+
+def _named(split: Split, file: Path, index: int) -> str:
+    frame = split.frame(index)
+    return f"{Path(file).absolute()}#{frame}" if frame else str(Path(file).absolute())
 
 
 def _contents(

@@ -250,7 +250,7 @@ def several_labels_in(dataset: str, data_dir: str) -> bool | None:
     DataError
         When the file cannot be read.
     """
-    if dataset in (*BUILT_IN, *TORCHVISION) or dataset.startswith((FOLDER, HF)):
+    if dataset in (*BUILT_IN, *TORCHVISION) or dataset.startswith(FOLDER):
         return False
     if dataset.startswith(MEDMNIST):
         return medmnist_has_several(require_medmnist(dataset, data_dir))

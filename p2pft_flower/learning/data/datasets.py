@@ -76,6 +76,7 @@ def load_dataset(
     verify: bool = True,
     missing_ok: bool = False,
     untested: bool = False,
+    known: Sequence[str] | None = None,
 ) -> Dataset:
     """Load a dataset by its run-config value.
 
@@ -96,6 +97,8 @@ def load_dataset(
         Whether torchvision's files are refused if their md5 sums are not the official ones.
     missing_ok, untested : bool
         Whether images of a table may be missing, and whether it needs no test rows.
+    known : sequence of str, optional
+        The classes of a model that is scored, with which a table needs no training rows.
 
     Raises
     ------
@@ -111,7 +114,9 @@ def load_dataset(
     if name.startswith(FEATURES):
         return features(name.removeprefix(FEATURES))
     if name.startswith(TABLE):
-        return table(name.removeprefix(TABLE), data_dir, missing_ok=missing_ok, untested=untested)
+        return table(
+            name.removeprefix(TABLE), data_dir, missing_ok=missing_ok, untested=untested, known=known
+        )
     if name in DATASETS:
         return DATASETS[name](data_dir)
     if name in TORCHVISION or name.startswith((MEDMNIST, HF)):

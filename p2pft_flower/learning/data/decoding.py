@@ -84,8 +84,10 @@ def formats() -> tuple[str, ...]:
     return tuple(name for name in _PICTURES if name in Image.OPEN)
 
 
-def look_at(file: Path, most: int | None = None) -> Look:
+def look_at(file: Path, most: int | None = None, frame: int = 0) -> Look:
     """Return the description of an image in its file's head; the image is not decoded.
+
+    ``frame`` is that of a DICOM file of several, from 1.
 
     Raises
     ------
@@ -93,11 +95,15 @@ def look_at(file: Path, most: int | None = None) -> Look:
         When the file cannot be read, or has more pixels than ``most``
         (:func:`~p2pft_flower.learning.data.sizes.check_size`); the message names it.
     """
-    return _naming(file, partial(look_at_stream, most=most))
+    if frame:
+        return _naming(f"{file}#{frame}", file, partial(look_at_dicom, most=most, frame=frame))
+    return _naming(str(file), file, partial(look_at_stream, most=most))
 
 
-def decode(file: Path, most: int | None = None) -> Image.Image | Samples:
+def decode(file: Path, most: int | None = None, frame: int = 0) -> Image.Image | Samples:
     """Decode the first page of an image file; orientation and transparency are not yet applied.
+
+    ``frame`` is that of a DICOM file of several, from 1.
 
     Returns
     -------
@@ -109,7 +115,9 @@ def decode(file: Path, most: int | None = None) -> Image.Image | Samples:
     DataError
         When the file cannot be read, or has more pixels than ``most``; the message names it.
     """
-    return _naming(file, partial(decode_stream, most=most))
+    if frame:
+        return _naming(f"{file}#{frame}", file, partial(decode_dicom, most=most, frame=frame))
+    return _naming(str(file), file, partial(decode_stream, most=most))
 
 
 def decode_stream(stream: IO[bytes], page: int = 0, most: int | None = None) -> Image.Image | Samples:
@@ -155,13 +163,13 @@ def look_at_image(image: Image.Image) -> Look:
     return Look(_form_of_mode(image), orientation(image) != 1, _transparent(image), _several(image))
 
 
-def _naming(file: Path, read: Callable[[IO[bytes]], _Found]) -> _Found:
+def _naming(name: str, file: Path, read: Callable[[IO[bytes]], _Found]) -> _Found:
     try:
         # Not by its path: Pillow would map the file, with width and height swapped if it is on its side.
         with file.open("rb") as stream:
             return read(stream)
     except UNREADABLE as error:
-        raise DataError(f"{file}: not a readable image ({error}){REMEDY}") from error
+        raise DataError(f"{name}: not a readable image ({error}){REMEDY}") from error
 
 
 def look_at_stream(stream: IO[bytes], most: int | None = None) -> Look:

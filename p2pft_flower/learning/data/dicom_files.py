@@ -1,5 +1,7 @@
 """DICOM files, read by pydicom: stored values to those of the modality, colours to RGB, the file's window.
 
+A frame of several is decoded alone. Enhanced files have rescale and window of a frame in functional groups,
+those that all frames share and those of the frame, which count before the shared ones.
 Only the tags that a picture needs are parsed. No text of pydicom's goes into messages or logs: it may quote
 values of a file, which may be a patient's.
 """
@@ -19,7 +21,7 @@ from PIL import Image
 from p2pft_flower.learning.data.samples import Form, Kind, Look, Samples, form_of
 from p2pft_flower.learning.data.sizes import check_size
 
-__all__ = ["SUFFIXES", "begins_as_dicom", "decode_dicom", "look_at_dicom", "unnamed"]
+__all__ = ["SUFFIXES", "begins_as_dicom", "decode_dicom", "frames_in", "look_at_dicom", "unnamed"]
 
 _PREAMBLE, _MAGIC = 128, b"DICM"
 
@@ -43,6 +45,17 @@ _PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 
 _GREY, _PALETTE = ("MONOCHROME1", "MONOCHROME2"), "PALETTE COLOR"
 
+_OF_GROUPS = {
+    "PixelValueTransformationSequence": ("RescaleSlope", "RescaleIntercept"),
+    "FrameVOILUTSequence": ("WindowCenter", "WindowWidth", "VOILUTFunction", "VOILUTSequence"),
+}
+"""The functional groups that say how a frame's values become a picture, and the tags in them that do."""
+
+_SHARED, _PER_FRAME = "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"
+
+_LEAST_FRAME = 8
+"""Bytes that each frame of a compressed file takes at least: the head of its fragment."""
+
 _LIBRARY = r"pydicom(\.|$)"
 
 _FAR = 1e30
@@ -65,31 +78,57 @@ def unnamed(file: PurePath) -> bool:
     return file.suffix in ("", ".") or file.suffix[1:].isdecimal()
 
 
-def look_at_dicom(stream: IO[bytes], most: int | None = None) -> Look:
-    """Return the description of a DICOM file by its head; the pixels are not decoded.
+def frames_in(stream: IO[bytes]) -> int:
+    """Return the number of frames of a DICOM file by its head, at least 1.
+
+    1 also if the file is one that is not read here: decoding it reports why.
+    """
+    try:
+        return _frames(_head(stream, None, pixels=False))
+    except ValueError:
+        return 1
+
+
+def look_at_dicom(stream: IO[bytes], most: int | None = None, frame: int = 0) -> Look:
+    """Return the description of a DICOM file's frame by the file's head; the pixels are not decoded.
+
+    Parameters
+    ----------
+    stream : binary file
+        The file.
+    most : int, optional
+        The most pixels of a frame.
+    frame : int
+        The frame, from 1; 0: the only one.
 
     Raises
     ------
     ValueError
-        When the file is broken, no picture, too large, or one that is not read here; the message
-        quotes no value.
+        When the file is broken, no picture, too large, of several frames without one of them being named, or
+        one that is not read here; the message quotes no value.
     """
-    form = _form(_head(stream, most, pixels=False))
+    form = _form(_of_frame(_head(stream, most, pixels=False), frame))
     shallow = form.kind == "unsigned" and form.bits <= 8
     return Look(None if shallow else form, turned=False, transparent=False, pages=False)
 
 
-def decode_dicom(stream: IO[bytes], most: int | None = None) -> Image.Image | Samples:
-    """Decode a DICOM file: an RGB image, or grey values of the modality with the window of the file.
+def decode_dicom(stream: IO[bytes], most: int | None = None, frame: int = 0) -> Image.Image | Samples:
+    """Decode a frame of a DICOM file: an RGB image, or grey values of the modality with the frame's window.
+
+    The parameters are those of :func:`look_at_dicom`. Of several frames only the one is read and decoded,
+    unless the whole file is deflated.
 
     Raises
     ------
     ValueError
-        When the file is broken, no picture, too large, or one that is not read here, or a plug-in of
-        pydicom is missing, which the message names.
+        When the file is broken, no picture, too large, of several frames without one of them being named, or
+        one that is not read here, or a plug-in of pydicom is missing, which the message names.
     """
-    head = _head(stream, most, pixels=True)
-    form, stored = _form(head), _decoded(head)
+    alone = frame == 0
+    head = _of_frame(_head(stream, most, pixels=alone), frame)
+    if not alone and head.file_meta.TransferSyntaxUID.is_deflated:
+        alone, head = True, _of_frame(_head(stream, most, pixels=True), frame)
+    form, stored = _form(head), _decoded(head, None if alone else stream, frame)
     if head.PhotometricInterpretation not in _GREY:
         return Image.fromarray(stored) if stored.dtype == np.uint8 else Samples(stored, form)
     from pydicom.pixels import apply_modality_lut
@@ -128,7 +167,7 @@ def _head(stream: IO[bytes], most: int | None, *, pixels: bool) -> Any:
 
     def read() -> tuple[Any, str]:
         head = pydicom.dcmread(stream, specific_tags=wanted, stop_before_pixels=not pixels)
-        return head, _fault(head)
+        return head, _fault(head, stream.seek(0, 2))
 
     head, fault = _told(read, "a broken DICOM file")
     if fault:
@@ -137,16 +176,54 @@ def _head(stream: IO[bytes], most: int | None, *, pixels: bool) -> Any:
     return head
 
 
-def _fault(head: Any) -> str:
-    """Return the reason why a file is not read here; empty if it is read."""
+def _frames(head: Any) -> int:
+    return int(head.get("NumberOfFrames") or 1)
+
+
+def _of_frame(head: Any, frame: int) -> Any:
+    """Return ``head`` with rescale and window of a frame, from 1, out of its functional groups.
+
+    Raises
+    ------
+    ValueError
+        When there is no such frame, or ``frame`` is 0 and there are several.
+    """
+    frames = _frames(head)
+    if frame == 0 and frames > 1:
+        raise ValueError(
+            f"a DICOM file of {frames} frames, and nothing says which of them counts here: in a folder or a "
+            "table each frame is an image; elsewhere write the frame as a file of its own"
+        )
+    if frame > frames:
+        raise ValueError(
+            f"a DICOM file of {frames} frame{'s' if frames > 1 else ''}, so none is number {frame}"
+        )
+
+    def composed() -> Any:
+        place = max(frame, 1) - 1
+        groups = [*(head.get(_SHARED) or ())[:1], *(head.get(_PER_FRAME) or ())[place : place + 1]]
+        for name, tags in _OF_GROUPS.items():
+            for item in (group[name][0] for group in groups if group.get(name)):
+                for tag in tags:
+                    if tag in item:
+                        head[tag] = item[tag]
+        return head
+
+    return _told(composed, "a broken DICOM file")
+
+
+def _fault(head: Any, size: int) -> str:
+    """Return the reason why a file of ``size`` bytes is not read here; empty if it is read."""
     rows, columns = int(head.get("Rows") or 0), int(head.get("Columns") or 0)
     if not rows or not columns or not head.get("PhotometricInterpretation"):
         return "a DICOM file without an image, such as a report or a contour"
-    frames = int(head.get("NumberOfFrames") or 1)
-    if frames != 1:
+    frames, groups = _frames(head), head.get(_PER_FRAME)
+    if frames < 1 or (groups and len(groups) < frames):
+        return "a broken DICOM file, which has fewer groups of functions than frames"
+    if frames > 1 and (least := frames * _least_frame(head)) > size:
         return (
-            f"a DICOM file of {frames} frames, and nothing says which of them its class describes: write the "
-            "frames that count as files of their own"
+            f"a DICOM file of {frames} frames, which take {least:.0f} bytes or more, but has {size}: it is "
+            "cut off"
         )
     bits, highest = head.get("BitsStored"), head.get("HighBit")
     if None not in (bits, highest) and int(highest) != int(bits) - 1:
@@ -154,14 +231,19 @@ def _fault(head: Any) -> str:
             "a DICOM file whose samples are not in the lowest bits of their words (HighBit is not BitsStored "
             "- 1), which pydicom would read as other values: write it anew"
         )
-    for groups in ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"):
-        for item in head.get(groups) or ():
-            if "PixelValueTransformationSequence" in item or "FrameVOILUTSequence" in item:
-                return (
-                    "an enhanced DICOM file, whose rescale or window lies in functional groups, which are "
-                    "not read here: write it as a classic file of one image"
-                )
     return ""
+
+
+def _least_frame(head: Any) -> float:
+    """Return the least number of bytes that a frame takes in the file."""
+    syntax = head.file_meta.TransferSyntaxUID
+    if syntax.is_deflated:
+        return 1
+    if syntax.is_encapsulated:
+        return _LEAST_FRAME
+    samples = head.get("SamplesPerPixel") or 1
+    stored = 2 if head.PhotometricInterpretation == "YBR_FULL_422" else samples  # half of its colours
+    return float(head.Rows * head.Columns * stored * head.BitsAllocated / 8)
 
 
 def _form(head: Any) -> Form:
@@ -189,15 +271,19 @@ def _form(head: Any) -> Form:
     return _told(found, "a broken DICOM file")
 
 
-def _decoded(head: Any) -> npt.NDArray[Any]:
-    """Return the stored values, (H, W), or the colours, (H, W, 3), as RGB."""
+def _decoded(head: Any, stream: IO[bytes] | None, frame: int) -> npt.NDArray[Any]:
+    """Return the stored values of a frame, (H, W), or its colours, (H, W, 3), as RGB.
+
+    Without ``stream`` the pixels of all frames are in ``head``; else only those of the frame are read.
+    """
     from pydicom.pixels import apply_color_lut, pixel_array
 
-    if not any(name in head for name in _PIXELS):
+    if stream is None and not any(name in head for name in _PIXELS):
         raise ValueError("a DICOM file without pixels")
+    index = frame - 1 if frame else None
 
     def decoded() -> npt.NDArray[Any]:
-        found = np.asarray(pixel_array(head))  # YBR becomes RGB
+        found = np.asarray(pixel_array(stream or head, index=index))  # YBR becomes RGB
         if head.PhotometricInterpretation != _PALETTE:
             return found
         return np.asarray(apply_color_lut(found, head)[..., :3])

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from p2pft_flower.errors import DataError
+from p2pft_flower.learning.data.frames import draw_whole_files
 from p2pft_flower.learning.data.label_arrays import draw_groups, held_classes
 from p2pft_flower.learning.data.names import some_names
 from p2pft_flower.learning.data.partitions import Partition
@@ -18,6 +19,8 @@ from p2pft_flower.learning.data.splits import Dataset
 __all__ = ["held_out", "held_out_by_each"]
 
 log = logging.getLogger(__name__)
+
+_FRAMES = " (the frames of one file stay together)"
 
 
 def held_out(data: Dataset, share: float, seed: int) -> Dataset:
@@ -31,7 +34,8 @@ def held_out(data: Dataset, share: float, seed: int) -> Dataset:
         Share of each class that is held out, in (0, 1), rounded; at least one image of a class, and at least
         one is left to train on. A class with a single image keeps it and is not scored. If images have
         several labels, an image counts for the rarest of its labels, and images without a label for none;
-        a warning names labels of which no image is left to train on.
+        a warning names labels of which no image is left to train on. All frames of one file are on one
+        side, so if files have several frames it is the share of the files.
     seed : int
         Number that decides the draw.
 
@@ -41,11 +45,12 @@ def held_out(data: Dataset, share: float, seed: int) -> Dataset:
         When no class has two training images.
     """
     labels = data.train.labels
-    scored = _drawn(labels, len(data.classes), share, np.random.default_rng(seed))
+    units = data.train.units
+    scored = _drawn(labels, len(data.classes), share, np.random.default_rng(seed), units)
     if not len(scored):
         raise DataError(
             f"validation = {share:g}: no class of {data.name!r} has two training images, one to train on and "
-            "one to hold out"
+            f"one to hold out{_FRAMES if units is not None else ''}"
         )
     left = np.setdiff1d(np.arange(len(labels)), scored)
     if len(lost := np.setdiff1d(held_classes(labels), held_classes(labels[left]))):
@@ -78,27 +83,53 @@ def held_out_by_each(
     Raises
     ------
     DataError
-        When no peer can hold an image out, and all are here.
+        When no peer can hold an image out, and all are here; or when a peer would hold out frames of a file
+        of which another peer trains on others.
     """
-    labels, found = data.train.labels, []
+    labels, units, found = data.train.labels, data.train.units, []
     for peer, own in enumerate(dealt):
         # 1: another draw than that of images to be scored on instead of the test images.
         rng = np.random.default_rng([seed, peer, 1])
-        found.append(own[_drawn(labels[own], len(data.classes), share, rng)])
+        of_files = None if units is None else units[own]
+        found.append(own[_drawn(labels[own], len(data.classes), share, rng, of_files)])
+    if units is not None:
+        _refuse_divided(dealt, found, units, data)
     without = [peer for peer in here if not len(found[peer])]
     if len(without) == len(dealt):
         raise DataError(
             f"validation = {share:g}: no peer has two training images of a class, one to train on and one to "
-            "hold out to choose the best θ by; keep = last needs none"
+            f"hold out to choose the best θ by{_FRAMES if units is not None else ''}; keep = last needs none"
         )
     for peer in without:
         log.warning("peer %d has no two images of a class to hold one out: it does not choose", peer)
     return found
 
 
+def _refuse_divided(
+    dealt: Partition, held: Sequence[npt.NDArray[np.int64]], units: npt.NDArray[np.int64], data: Dataset
+) -> None:
+    for peer, own in enumerate(held):
+        for other, others in enumerate(dealt):
+            both = np.flatnonzero(np.isin(units[own], units[others])) if other != peer else own[:0]
+            if len(both):
+                name = data.train.name(int(own[both[0]]), "training")
+                raise DataError(
+                    f"validation: peer {peer} would hold {name} out, and peer {other} has other frames of "
+                    "that file, so the choice of the best θ would rest on what was learned; choose a "
+                    "partition that keeps files together: iid, or by:COLUMN with one value for all rows of a "
+                    "file"
+                )
+
+
 def _drawn(
-    labels: npt.NDArray[np.int64], classes: int, share: float, rng: np.random.Generator
+    labels: npt.NDArray[np.int64],
+    classes: int,
+    share: float,
+    rng: np.random.Generator,
+    units: npt.NDArray[np.int64] | None,
 ) -> npt.NDArray[np.int64]:
+    if units is not None:
+        return draw_whole_files(units, labels, classes, share, rng)
     chosen, groups = [np.empty(0, np.int64)], draw_groups(labels)
     for group in range(classes + 1):
         of_class = rng.permutation(np.flatnonzero(groups == group))

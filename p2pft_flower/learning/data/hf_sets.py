@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import logging
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,6 +19,7 @@ import numpy.typing as npt
 
 from p2pft_flower.errors import DataError
 from p2pft_flower.learning.data.decoding import decode_stream, look_at_stream
+from p2pft_flower.learning.data.hf_faults import quiet, where
 from p2pft_flower.learning.data.hf_names import HfName, cache_dir, cached, read_hf_name, require_hf
 from p2pft_flower.learning.data.names import differing_unseen, in_order, look_alikes, some_names
 from p2pft_flower.learning.data.splits import Dataset, Split
@@ -99,20 +101,27 @@ def _tables(dataset: str, name: HfName, folder: Path) -> dict[str, Any]:
     import datasets
 
     datasets.disable_progress_bars()
-    try:
-        if (folder / "dataset_dict.json").is_file():
-            return dict(datasets.load_from_disk(str(folder)))
-        if (folder / "state.json").is_file():  # one table alone
-            return {"": datasets.load_from_disk(str(folder))}
-        made = cache_dir("datasets")
-        return dict(
-            datasets.load_dataset(
-                str(folder), name.subset or None, cache_dir=None if made is None else str(made)
+    with quiet() as texts:
+        try:
+            if (folder / "dataset_dict.json").is_file():
+                return dict(datasets.load_from_disk(str(folder)))
+            if (folder / "state.json").is_file():  # one table alone
+                return {"": datasets.load_from_disk(str(folder))}
+            made = cache_dir("datasets")
+            return dict(
+                datasets.load_dataset(
+                    str(folder), name.subset or None, cache_dir=None if made is None else str(made)
+                )
             )
-        )
-    except Exception as error:  # each format has its own errors
-        subset = "; name one of them with ?subset=" if "Config name" in str(error) else ""
-        raise DataError(f"dataset = {dataset!r}: {folder} cannot be read ({_line(error)}){subset}") from error
+        except Exception as error:  # each format has its own errors
+            what = f"dataset = {dataset!r}: {folder} cannot be read"
+            if "Config name" in str(error):
+                subsets = some_names(datasets.get_dataset_config_names(str(folder)))
+                raise DataError(f"{what}: it has the subsets {subsets}; name one with ?subset=") from None
+            raise DataError(
+                f"{what} ({where(error, texts, folder)}); the library's own words are left out, as they may "
+                "quote a cell: load_dataset(FOLDER) in Python has them"
+            ) from None
 
 
 def _columns(dataset: str, name: HfName, features: Any) -> tuple[str, str]:
@@ -141,30 +150,77 @@ def _columns(dataset: str, name: HfName, features: Any) -> tuple[str, str]:
     image = one("image", name.image, of(datasets.Image), "images")
     if not isinstance(features[image], datasets.Image):
         raise DataError(f"dataset = {dataset!r}: the column {image!r} holds no images: {features[image]}")
-    classes = of(datasets.ClassLabel) or [c for c in ("label",) if c in of(datasets.Value)]
+    lists = [c for c in features if _inside(features[c]) is not None]
+    classes = [c for c in features if isinstance(_inside(features[c]) or features[c], datasets.ClassLabel)]
+    classes = classes or [c for c in ("label", "labels") if c in (*of(datasets.Value), *lists)]
     return image, one("label", name.label, classes, "classes")
+
+
+def _inside(feature: Any) -> Any:
+    """Return the feature of a list's entries; None: the feature is no list."""
+    import datasets
+
+    return feature.feature if isinstance(feature, datasets.List | datasets.LargeList) else None
 
 
 def _labels(
     dataset: str, column: str, tables: dict[str, Any]
 ) -> tuple[tuple[str, ...], dict[str, npt.NDArray[np.int64]]]:
-    """Return the classes' names, and the labels of each split."""
-    import datasets
-
-    found: dict[str, list[Any]] = {
+    """Return the classes' names, and the labels of each split: (N,), or (N, C) of a column of lists."""
+    read: dict[str, list[Any]] = {
         part: table.with_format(None).select_columns([column])[:][column] for part, table in tables.items()
     }
-    for part, values in found.items():
-        empty = [row for row, value in enumerate(values) if value is None or not str(value).strip()]
-        if empty:
+    kinds = {part: table.features[column] for part, table in tables.items()}
+    several = [_inside(kind) is not None for kind in kinds.values()]
+    if several[0] is not several[1]:
+        raise DataError(
+            f"dataset = {dataset!r}: the column {column!r} has lists in only one of the splits "
+            f"{some_names([*read])}: give both the same kind"
+        )
+    if not several[0]:
+        return _numbers(dataset, column, kinds, read)
+    kinds = {part: _inside(kind) for part, kind in kinds.items()}
+    for part, values in read.items():
+        if (none := next((row for row, value in enumerate(values) if value is None), None)) is not None:
             raise DataError(
-                f"dataset = {dataset!r}: row {empty[0]} of its split {part} has no {column}; give "
-                "each image a class"
+                f"dataset = {dataset!r}: row {none} of its split {part} has no {column}; give an empty "
+                "list if the image has no label"
             )
+    # As one label each, row after row, so that the same rules hold for them.
+    flat = {part: [label for row in values for label in row] for part, values in read.items()}
+    rows = {part: np.repeat(np.arange(len(v)), [len(row) for row in v]) for part, v in read.items()}
+    classes, numbers = _numbers(dataset, column, kinds, flat, rows)
+    found = {part: np.zeros((len(values), len(classes)), dtype=np.int64) for part, values in read.items()}
+    for part, labels in numbers.items():
+        if len(odd := np.flatnonzero((labels < 0) | (labels >= len(classes)))):  # -1: a ClassLabel's "none"
+            raise DataError(
+                f"dataset = {dataset!r}: row {rows[part][odd[0]]} of its split {part} has the label "
+                f"{labels[odd[0]]} in {column}, beyond its {len(classes)} classes"
+            )
+        found[part][rows[part], labels] = 1
+    return classes, found
+
+
+def _numbers(
+    dataset: str,
+    column: str,
+    kinds: dict[str, Any],
+    found: dict[str, list[Any]],
+    rows: dict[str, npt.NDArray[np.int64]] | None = None,
+) -> tuple[tuple[str, ...], dict[str, npt.NDArray[np.int64]]]:
+    """Return the classes' names, and the label of each value; values of lists stand in ``rows``."""
+    import datasets
+
+    for part, values in found.items():
+        empty = [at for at, value in enumerate(values) if value is None or not str(value).strip()]
+        if empty:
+            row = empty[0] if rows is None else rows[part][empty[0]]
+            remedy = "give each image a class" if rows is None else "remove what is empty from the list"
+            raise DataError(f"dataset = {dataset!r}: row {row} of its split {part} has no {column}; {remedy}")
     (train, held), (test, tested) = found.items()
-    feature = tables[train].features[column]
+    feature = kinds[train]
     if isinstance(feature, datasets.ClassLabel):
-        names, of_test = tuple(feature.names), tables[test].features[column]
+        names, of_test = tuple(feature.names), kinds[test]
         if isinstance(of_test, datasets.ClassLabel) and tuple(of_test.names) != names:
             raise DataError(
                 f"dataset = {dataset!r}: the classes of its split {test} are {some_names(of_test.names)}, "
@@ -173,7 +229,7 @@ def _labels(
         if not isinstance(of_test, datasets.ClassLabel):
             raise DataError(f"dataset = {dataset!r}: {column} of its split {test} has no classes: {of_test}")
         return names, {part: np.array(values, dtype=np.int64) for part, values in found.items()}
-    if not isinstance(feature, datasets.Value) or isinstance(held[0], float | bytes):
+    if not isinstance(feature, datasets.Value) or isinstance(next(iter(held), ""), float | bytes):
         raise DataError(f"dataset = {dataset!r}: the column {column!r} holds no classes: {feature}")
     names = tuple(in_order({str(value).strip() for value in held}))
     if unknown := in_order({str(value).strip() for value in tested} - set(names)):
@@ -188,7 +244,9 @@ def _labels(
     }
 
 
-def _split(table: Any, column: str, labels: npt.NDArray[np.int64], called: str) -> Split:
+def _split(
+    table: Any, column: str, labels: npt.NDArray[np.int64], called: str, most: int | None = None
+) -> Split:
     import datasets
 
     images = table.with_format(None).select_columns([column])
@@ -205,8 +263,15 @@ def _split(table: Any, column: str, labels: npt.NDArray[np.int64], called: str) 
     def by(read: Callable[[io.BytesIO], _Found]) -> Callable[[int], _Found]:
         return lambda index: read(io.BytesIO(content(index)))
 
-    look, columns = by(look_at_stream), _texts(table)
-    return Split(labels, by(decode_stream), content, look=look, called=called, columns=columns)
+    return Split(
+        labels,
+        by(partial(decode_stream, most=most)),
+        content,
+        look=by(partial(look_at_stream, most=most)),
+        called=called,
+        columns=_texts(table),
+        limited=lambda limit: _split(table, column, labels, called, limit),
+    )
 
 
 def _texts(table: Any) -> dict[str, npt.NDArray[np.object_]]:

@@ -15,7 +15,7 @@ import xxhash
 from p2pft_flower.config import LearningConfig
 from p2pft_flower.errors import ConfigError, DataError
 from p2pft_flower.facts import ListedImage
-from p2pft_flower.learning.data.by_column import BY
+from p2pft_flower.learning.data.by_column import BY, refuse_all_held_out
 from p2pft_flower.learning.data.class_groups import class_owners
 from p2pft_flower.learning.data.data_digest import images_digest, listed_images
 from p2pft_flower.learning.data.dataset_names import refuse_data_dir
@@ -119,23 +119,21 @@ class Holdings:
                 verify=config.verify,
                 missing_ok=config.bad_images == "skip",
                 untested=scored_on_held_out,
+                known=self._classes,
             ).within(self._most)
             if scored_on_held_out:
                 found = held_out(found, config.validation, config.seed)
+            if self._classes is not None:
+                found = found.numbered_as(self._classes)
         check_several(config, several=found.several_labels)
-        if self._classes is not None and tuple(self._classes) != found.classes:
-            raise DataError(
-                f"dataset = {config.dataset!r} has the classes {some_names(found.classes)}, but the model "
-                f"was trained on {some_names(self._classes)}: its answers would mean other classes here"
-            )
         return found
 
     @cached_property
     def _sites(self) -> Sites:
-        config = self.config
-        return load_sites(
-            config.dataset, self.here, config.data_dir, missing_ok=config.bad_images == "skip"
-        ).within(self._most)
+        config, skip = self.config, self.config.bad_images == "skip"
+        found = load_sites(config.dataset, self.here, config.data_dir, missing_ok=skip, known=self._classes)
+        found = found.within(self._most)
+        return found if self._classes is None else found.numbered_as(self._classes)
 
     @cached_property
     def surveys(self) -> dict[int | None, Survey]:
@@ -240,6 +238,8 @@ class Holdings:
         config = self.config
         dealt = not config.sited and config.partition.startswith(("auto", BY))
         columns = self.dataset.train.columns if dealt else {}
+        if columns and config.validation and not config.keeps_best:
+            refuse_all_held_out(config.partition, config.validation, columns, self.dataset.test.columns)
         several = dealt and self.several_labels
         spec = resolve_partition(
             config.partition, config.dataset, self.n, self.classes, columns, several=several
@@ -289,7 +289,9 @@ class Holdings:
             return [p[draw_shots(labels[p], self.config.shots, classes, seed)] for p in held]
         kept = usable[draw_shots(labels[usable], self.config.shots, classes, seed)]
         columns = {name: values[kept] for name, values in self.dataset.train.columns.items()}
-        parts = partition_images(self.partition_spec, labels[kept], self.n, classes, seed, columns)
+        units = self.dataset.train.units
+        units = None if units is None else units[kept]
+        parts = partition_images(self.partition_spec, labels[kept], self.n, classes, seed, columns, units)
         return [kept[positions] for positions in parts]
 
     @cached_property
@@ -386,8 +388,8 @@ class Holdings:
 
     def test_names(self, positions: npt.NDArray[np.int64]) -> list[str]:
         """Return the names of the test images at ``positions``: their files, else the positions."""
-        files = self.dataset.test.files
-        return [str(position) if files is None else str(files[position]) for position in positions]
+        split = self.dataset.test
+        return [str(p) if split.files is None else split.name(p, "test") for p in positions.tolist()]
 
     @property
     def scored_test(self) -> Split:

@@ -10,6 +10,7 @@ import numpy as np
 
 from p2pft_flower.errors import DataError
 from p2pft_flower.learning.data.dataset_names import require_parts
+from p2pft_flower.learning.data.frames import frames_of, numbered
 from p2pft_flower.learning.data.images import Listing, find_images, folders_in, identity, looks_hidden
 from p2pft_flower.learning.data.names import differing_unseen, in_order, look_alikes, some_names
 from p2pft_flower.learning.data.splits import Dataset, Split
@@ -83,7 +84,9 @@ def folder(path: str, *, site: bool = False) -> Dataset:
             log.warning(
                 "%s: no image of the classes %s: this peer holds none", root / part, some_names(empty)
             )
-        return Split.of_files(files, np.array(labels, dtype=np.int64))
+        owners, frames = numbered(frames_of(files))
+        images = files if frames is None else [files[owner] for owner in owners]
+        return Split.of_files(images, np.array(labels, dtype=np.int64)[owners], frames=frames)
 
     train, test = split("train"), split("test")
     _log_passed_over(root, passed_over, outside)
@@ -129,22 +132,32 @@ def _log_passed_over(root: Path, found: Listing, outside: Sequence[Path]) -> Non
 def check_same_files(root: Path, classes: Sequence[str], train: Split, test: Split) -> None:
     """Refuse files that are linked into two classes; warn of files in train/ and test/, or twice in a class.
 
+    Of a file of several frames each may have its own class, but not one in train/ and one in test/.
+
     Raises
     ------
     DataError
         When a file is linked into two classes; the message names two paths of one such file.
     """
-    first: dict[tuple[int, int], tuple[Path, int, bool]] = {}
+    first: dict[tuple[tuple[int, int], int], tuple[str, int, bool]] = {}
     twice, in_both, in_two = [], [], []
+    trained_on: dict[tuple[int, int], str] = {}
     for split in (train, test):
-        for file, label in zip(split.files or (), split.labels.tolist(), strict=True):
-            before, other, trained = first.setdefault(identity(file), (file, label, split is train))
-            pair = f"{before} and {file}"
+        for index, (file, label) in enumerate(zip(split.files or (), split.labels.tolist(), strict=True)):
+            one, name = identity(file), split.name(index, "")
+            before, other, trained = first.setdefault(
+                (one, split.frame(index)), (name, label, split is train)
+            )
+            pair = f"{before} and {name}"
+            if split is train:
+                trained_on.setdefault(one, name)
+            elif before == name and not trained and one in trained_on and split.frame(index):
+                in_both.append(f"{trained_on[one]} and {name}")
             if other != label:
                 in_two.append(f"{pair} ({classes[other]!r} and {classes[label]!r})")
             elif trained and split is test:
                 in_both.append(pair)
-            elif before != file:
+            elif before != name:
                 twice.append(pair)
     if in_two:
         raise DataError(

@@ -118,8 +118,11 @@ def _check(file: Path, part: str, images: Head, labels: Head) -> None:
     shape = images.shape
     if len(shape) == 4 and shape[3] not in (1, 3):
         raise DataError(
-            f"{file}: {part}_images is {shape}: volumes of three dimensions, which are not read here; choose "
-            "a file of MedMNIST2D"
+            f"{file}: {part}_images is {shape}: volumes of {shape[1]} slices each, and a model here sees "
+            "flat images. A label says what the whole volume shows, so none of its slices is chosen for you: "
+            f"write those that you want into a file of your own, such as {part}_images[:, {shape[1] // 2}], "
+            "the middle ones (docs/images.md, MedMNIST's files, has it in whole), or choose a file of "
+            "MedMNIST2D"
         )
     if images.dtype != np.uint8 or len(shape) not in (3, 4) or 0 in shape:
         raise DataError(

@@ -13,6 +13,7 @@ from p2pft_flower.errors import ConfigError, DataError, did_you_mean
 from p2pft_flower.learning.data.by_column import BY, DEALING, Columns, check_by, deal_by, resolve_by
 from p2pft_flower.learning.data.class_groups import check_groups, class_owners, even_groups
 from p2pft_flower.learning.data.dealing import deal_dirichlet, deal_iid, deal_shards
+from p2pft_flower.learning.data.frames import whole_files
 from p2pft_flower.plugins import call_reference, is_reference
 
 __all__ = [
@@ -163,7 +164,13 @@ def draw_shots(labels: Labels, shots: int, classes: Sequence[str], seed: int) ->
 
 
 def partition_images(
-    spec: str, labels: Labels, n: int, classes: Sequence[str], seed: int, columns: Columns | None = None
+    spec: str,
+    labels: Labels,
+    n: int,
+    classes: Sequence[str],
+    seed: int,
+    columns: Columns | None = None,
+    units: Labels | None = None,
 ) -> Partition:
     """Deal the training images out to ``n`` peers.
 
@@ -187,6 +194,9 @@ def partition_images(
         Number that decides every draw.
     columns : mapping of str to (N,) array of str, optional
         The columns of the images, by name.
+    units : (N,) int64 array, optional
+        The number of each image's file, if files have several frames: a partition that draws images draws
+        files then.
 
     Returns
     -------
@@ -201,6 +211,21 @@ def partition_images(
     DataError
         When a peer would be left without an image, an image is dealt twice, or a position is out of range.
     """
+    if (files := whole_files(spec, labels, units)) is None:
+        return _dealt(spec, labels, n, classes, seed, columns)
+    first, file_of = files
+    if len(first) < n:
+        raise DataError(
+            f"partition = {spec!r}: the training images are frames of {len(first)} files, which cannot be "
+            f"dealt out to {n} peers, as the frames of a file stay together"
+        )
+    dealt = _dealt(spec, labels[first], n, classes, seed, None)
+    return [np.flatnonzero(np.isin(file_of, part)) for part in dealt]
+
+
+def _dealt(
+    spec: str, labels: Labels, n: int, classes: Sequence[str], seed: int, columns: Columns | None
+) -> Partition:
     kind, _, argument = spec.partition(":")
     if spec.startswith(BY):
         parts = deal_by(spec, columns or {})

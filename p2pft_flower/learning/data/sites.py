@@ -45,6 +45,10 @@ class Sites:
         """Return the sites with ``most`` as the most pixels of an image."""
         return Sites(self.name, {peer: data.within(most) for peer, data in self.folders.items()})
 
+    def numbered_as(self, classes: Sequence[str]) -> Sites:
+        """Return the sites with labels that are numbers in ``classes`` (:meth:`Dataset.numbered_as`)."""
+        return Sites(self.name, {peer: data.numbered_as(classes) for peer, data in self.folders.items()})
+
     @property
     def train(self) -> dict[int, npt.NDArray[np.int64]]:
         """The positions of each peer's images in the dataset's training split, by peer."""
@@ -74,7 +78,14 @@ _DIFFER = {
 """What is said, and what to do, if two peers have different classes."""
 
 
-def load_sites(name: str, peers: Sequence[int], data_dir: str = "", *, missing_ok: bool = False) -> Sites:
+def load_sites(
+    name: str,
+    peers: Sequence[int],
+    data_dir: str = "",
+    *,
+    missing_ok: bool = False,
+    known: Sequence[str] | None = None,
+) -> Sites:
     """Read the folders, tables, or files of features, of ``peers``, and of no other peer.
 
     Parameters
@@ -88,6 +99,8 @@ def load_sites(name: str, peers: Sequence[int], data_dir: str = "", *, missing_o
         The folder of the images of tables, by default each table's own.
     missing_ok : bool
         Whether images of tables may be missing.
+    known : sequence of str, optional
+        The classes of a model that is scored, with which tables need no training rows.
 
     Raises
     ------
@@ -96,7 +109,7 @@ def load_sites(name: str, peers: Sequence[int], data_dir: str = "", *, missing_o
         classes (the message names both lists), kinds of labels, or features of different lengths.
     """
     kind, _, place = name.partition(":")
-    of_table = partial(table, data_dir=data_dir, missing_ok=missing_ok)
+    of_table = partial(table, data_dir=data_dir, missing_ok=missing_ok, known=known)
     readers: dict[str, Callable[..., Dataset]] = {"folder": folder, "features": features, "table": of_table}
     read = readers[kind]
     folders: dict[int, Dataset] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,10 +16,13 @@ from p2pft_flower.errors import DataError
 from p2pft_flower.learning.data.decoding import REMEDY, UNREADABLE, decode, look_at
 from p2pft_flower.learning.data.images import file_content
 from p2pft_flower.learning.data.label_arrays import has_several
+from p2pft_flower.learning.data.names import differing_unseen, some_names
 from p2pft_flower.learning.data.pixels import Pixels, Source
 from p2pft_flower.learning.data.samples import Look
 
 __all__ = ["Dataset", "Split"]
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -37,7 +41,7 @@ class Split:
         (:func:`file_content`), an array's pixels with their shape (:func:`array_content`). By default the
         bytes of the picture identify it.
     files : sequence of Path, optional
-        The images' files, if each image has a file of its own; errors name the files.
+        The images' files, if each image is one, or a frame of one; errors name the files.
     look : callable, optional
         Position ↦ the description of the image before it is decoded; by default the image is read.
     pixels : Pixels, optional
@@ -50,6 +54,10 @@ class Split:
     columns : mapping of str to (N,) array of str
         What the source tells of each image besides its class, by the column's name, for ``partition =
         by:COLUMN``.
+    frames : (N,) int64 array, optional
+        The number of each image's frame in its file, from 1; 0: the file is one image. None: all are.
+    limited : callable, optional
+        The most pixels of an image ↦ the split with that limit, of images without files.
     """
 
     labels: npt.NDArray[np.int64]
@@ -61,6 +69,8 @@ class Split:
     called: str = ""
     vectors: npt.NDArray[np.float32] | None = None
     columns: Mapping[str, npt.NDArray[np.object_]] = field(default_factory=dict)
+    frames: npt.NDArray[np.int64] | None = None
+    limited: Callable[[int], Split] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -112,20 +122,57 @@ class Split:
 
     def name(self, index: int, what: str) -> str:
         """Return the name of image ``index`` in errors: the image's file, else ``what`` and the number."""
-        return f"{what} image {index}" if self.files is None else str(self.files[index])
+        if self.files is None:
+            return f"{what} image {index}"
+        frame = self.frame(index)
+        return f"{self.files[index]}#{frame}" if frame else str(self.files[index])
+
+    def frame(self, index: int) -> int:
+        """Return the number of image ``index``'s frame in its file, from 1; 0: the file is one image."""
+        return 0 if self.frames is None else int(self.frames[index])
+
+    @property
+    def units(self) -> npt.NDArray[np.int64] | None:
+        """A number of each image's file, (N,), the same for all frames of one; None: no file has several.
+
+        Frames of one file resemble each other, so a score on some of them says little if others are learned.
+        """
+        if self.frames is None or self.files is None:
+            return None
+        number: dict[Path, int] = {}
+        return np.array([number.setdefault(file, len(number)) for file in self.files], dtype=np.int64)
 
     @classmethod
-    def of_files(cls, files: Sequence[Path], labels: npt.NDArray[np.int64], most: int | None = None) -> Split:
+    def of_files(
+        cls,
+        files: Sequence[Path],
+        labels: npt.NDArray[np.int64],
+        most: int | None = None,
+        frames: npt.NDArray[np.int64] | None = None,
+    ) -> Split:
         """Return a split of the images of ``files``, with their ``labels``, (N,) or (N, C) int64.
 
-        Images of more pixels than ``most`` cannot be read.
+        Images of more pixels than ``most`` cannot be read. ``frames`` are those of DICOM files of several
+        (:attr:`Split.frames`).
         """
+        numbers = np.zeros(len(files), np.int64) if frames is None else frames
+        known: dict[Path, bytes] = {}
+
+        def content(index: int) -> bytes:
+            file, frame = files[index], int(numbers[index])
+            if not frame:
+                return file_content(file)
+            if file not in known:  # it is read once, not for each of its frames
+                known[file] = xxhash.xxh3_128_digest(file_content(file))
+            return known[file] + f"#{frame}".encode()
+
         return cls(
             labels,
-            lambda index: decode(files[index], most),
-            lambda index: file_content(files[index]),
+            lambda index: decode(files[index], most, int(numbers[index])),
+            content,
             files,
-            lambda index: look_at(files[index], most),
+            lambda index: look_at(files[index], most, int(numbers[index])),
+            frames=frames,
         )
 
     def within(self, most: int) -> Split:
@@ -133,9 +180,11 @@ class Split:
 
         Images without files, and those of a reader of the user's own, stay as they are.
         """
+        if self.limited is not None:
+            return replace(self, read=(other := self.limited(most)).read, look=other.look)
         if self.files is None or self.content is None:
             return self
-        return replace(Split.of_files(self.files, self.labels, most), columns=self.columns)
+        return replace(Split.of_files(self.files, self.labels, most, self.frames), columns=self.columns)
 
     @classmethod
     def of_vectors(cls, vectors: npt.NDArray[np.float32], labels: npt.NDArray[np.int64]) -> Split:
@@ -163,13 +212,15 @@ class Split:
         labels = self.labels[positions]
         if self.vectors is not None:
             return Split.of_vectors(self.vectors[positions], labels)
-        read, content, look = self.read, self.content, self.look
+        read, content, look, limited = self.read, self.content, self.look, self.limited
         return replace(
             self,
             labels=labels,
             read=lambda index: read(int(positions[index])),
             content=content and (lambda index: content(int(positions[index]))),
             files=self.files and [self.files[position] for position in positions],
+            frames=None if self.frames is None else self.frames[positions],
+            limited=limited and (lambda most: limited(most).at(positions)),
             look=look and (lambda index: look(int(positions[index]))),
             columns={name: values[positions] for name, values in self.columns.items()},
         )
@@ -197,7 +248,11 @@ class Split:
 
         named = [part.files for part in parts if part.files is not None]
         files = [file for some in named for file in some] if len(named) == len(parts) else None
-        return cls(labels, read, content, files, pixels=None)
+        frames = None
+        if files is not None and any(part.frames is not None for part in parts):
+            numbers = [np.zeros(len(p), np.int64) if p.frames is None else p.frames for p in parts]
+            frames = np.concatenate(numbers)
+        return cls(labels, read, content, files, pixels=None, frames=frames)
 
 
 @dataclass(frozen=True)
@@ -225,6 +280,44 @@ class Dataset:
     def within(self, most: int) -> Dataset:
         """Return the dataset with ``most`` as the most pixels of an image (:meth:`Split.within`)."""
         return replace(self, train=self.train.within(most), test=self.test.within(most))
+
+    def numbered_as(self, classes: Sequence[str]) -> Dataset:
+        """Return the dataset with labels that are numbers in ``classes``, the same names in any order.
+
+        Raises
+        ------
+        DataError
+            When ``classes`` are other names; the message has those that are missing and those that are extra.
+        """
+        wanted = tuple(classes)
+        if wanted == self.classes:
+            return self
+        missing = [name for name in wanted if name not in self.classes]
+        extra = [name for name in self.classes if name not in wanted]
+        if missing or extra:
+            told = [
+                f"{what} {some_names(names)}"
+                for what, names in (("without", missing), ("and with", extra))
+                if names
+            ]
+            unseen = differing_unseen(extra[0], missing) if extra else ""
+            raise DataError(
+                f"dataset = {self.name!r} has not the classes that the model was trained on, but is "
+                f"{' '.join(told).removeprefix('and ')}{unseen}: answers would mean other classes here"
+            )
+        log.warning(
+            "dataset = %r: its classes are those of the model in another order, and are matched by their "
+            "names",
+            self.name,
+        )
+        places = np.array([wanted.index(name) for name in self.classes], dtype=np.int64)
+
+        def renumbered(split: Split) -> Split:
+            if not has_several(split.labels):
+                return replace(split, labels=places[split.labels])
+            return replace(split, labels=split.labels[:, np.argsort(places)])
+
+        return replace(self, classes=wanted, train=renumbered(self.train), test=renumbered(self.test))
 
     @property
     def several_labels(self) -> bool:

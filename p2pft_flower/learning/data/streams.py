@@ -14,6 +14,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from p2pft_flower.errors import DataError
+from p2pft_flower.learning.data.frames import frames_of
 from p2pft_flower.learning.data.images import find_images, is_hidden
 from p2pft_flower.learning.data.names import some_names
 from p2pft_flower.learning.data.pixels import Pixels
@@ -23,6 +24,9 @@ from p2pft_flower.learning.data.splits import Split
 __all__ = ["ImageStream", "StreamPart"]
 
 Positions: TypeAlias = npt.NDArray[np.int64]
+
+_Place: TypeAlias = tuple[Path, int]
+"""An image's file, and the number of its frame in it, from 1; 0: the file is one image."""
 
 PATIENCE = 3
 """Number of listings at which a file must be unreadable for a warning to name it."""
@@ -81,12 +85,13 @@ class ImageStream:
         self._parts, self._classes, self._what = parts, tuple(classes), what
         self.labels: npt.NDArray[np.int64] = np.empty(0, dtype=np.int64)
         """Classes of all images ever listed, (N,) int64, by position; replaced when N grows."""
-        self._files: list[Path] = []
+        self._files: list[_Place] = []
         self._part_of: list[int] = []
         self._names: list[str] = []
-        self._positions: dict[Path, int] = {}
-        self._there: list[set[Path]] = [set() for _ in parts]
-        self._unreadable: dict[Path, int] = {}
+        self._positions: dict[_Place, int] = {}
+        self._there: list[set[_Place]] = [set() for _ in parts]
+        self._unreadable: dict[_Place, int] = {}
+        self._frames: dict[Path, int] = {}
         self._strange: set[Path] = set()
         self.refresh()
 
@@ -119,7 +124,7 @@ class ImageStream:
         gone = [name for name in names if name not in known]
         places = [self._place(name) for name in gone]
         for name, (number, file, _) in zip(gone, places, strict=True):
-            known[name] = self._enter(number, file)
+            known[name] = self._enter(number, (file, 0))
         if gone:
             self.labels = np.concatenate([self.labels, np.array([label for *_, label in places])])
             log.warning(
@@ -142,12 +147,14 @@ class ImageStream:
             )
         return int(number), self._parts[int(number)].folder / relative, self._classes.index(label)
 
-    def _enter(self, number: int, file: Path) -> int:
+    def _enter(self, number: int, place: _Place) -> int:
         """Give an image a position, and return the position; the caller adds the label."""
-        position = self._positions[file] = len(self._files)
-        self._files.append(file)
+        position = self._positions[place] = len(self._files)
+        self._files.append(place)
         self._part_of.append(number)
-        self._names.append(f"{number}/{file.relative_to(self._parts[number].folder).as_posix()}")
+        file, frame = place
+        name = f"{number}/{file.relative_to(self._parts[number].folder).as_posix()}"
+        self._names.append(f"{name}#{frame}" if frame else name)
         return position
 
     def refresh(self) -> Positions:
@@ -168,10 +175,12 @@ class ImageStream:
     def _list(self, number: int) -> list[int]:
         part, before = self._parts[number], self._there[number]
         self._warn_of_new_classes(part.folder)
-        found = {f: int(c) for c in part.labels for f in find_images(part.folder / self._classes[c]).files}
+        listed = {f: int(c) for c in part.labels for f in find_images(part.folder / self._classes[c]).files}
+        found = self._by_frame(listed)
         gone = sorted(before - found.keys())
         if gone:
-            log.warning("%s stream: %d images are gone: %s", self._what, len(gone), some_names(gone))
+            names = [f"{file}#{frame}" if frame else file for file, frame in gone]
+            log.warning("%s stream: %d images are gone: %s", self._what, len(gone), some_names(names))
         waiting = self._not_yet([f for f in found if f not in before], part)
         new = [file for file in found if file not in waiting and file not in self._positions]
         for file in new:
@@ -179,18 +188,31 @@ class ImageStream:
         if new:
             self.labels = np.concatenate([self.labels, np.array([found[file] for file in new])])
         there = [file for file in found if file not in waiting]
+        self._frames |= {file: frame for file, frame in there if not frame or (file, frame + 1) not in found}
         self._there[number] = set(there)
         if before and len(there) > len(before) - len(gone):
             come = len(there) - len(before) + len(gone)
             log.info("%s stream: %d new images, %d in all", self._what, come, len(there))
         return [self._positions[file] for file in there]
 
-    def _split(self, files: list[Path], part: StreamPart) -> Split:
-        return replace(
-            Split.of_files(files, np.zeros(len(files), dtype=np.int64), part.most), pixels=part.pixels
-        )
+    def _by_frame(self, listed: dict[Path, int]) -> dict[_Place, int]:
+        """Return files and their classes as images and theirs; heads are read of files that are not known."""
+        new = [file for file in listed if file not in self._frames]
+        frames = self._frames | {
+            file: 0 if many == 1 else many for file, many in zip(new, frames_of(new).tolist(), strict=True)
+        }
+        return {
+            (file, frame): label
+            for file, label in listed.items()
+            for frame in (range(1, frames[file] + 1) if frames[file] else (0,))
+        }
 
-    def _not_yet(self, files: list[Path], part: StreamPart) -> set[Path]:
+    def _split(self, files: list[_Place], part: StreamPart) -> Split:
+        paths, frames = [file for file, _ in files], np.array([frame for _, frame in files], np.int64)
+        labels = np.zeros(len(files), dtype=np.int64)
+        return replace(Split.of_files(paths, labels, part.most, frames), pixels=part.pixels)
+
+    def _not_yet(self, files: list[_Place], part: StreamPart) -> set[_Place]:
         """Return those of ``files`` that cannot be read; warn of files that stay unreadable."""
         fresh = self._split(files, part)
         wrong = {files[i]: why for i, why in unreadable_images(fresh, range(len(files)), self._what).items()}

@@ -95,6 +95,8 @@ class Survey:
         Number of images of each kind of deep samples, by words for the kind with its black and white.
     warnings : tuple of str
         Warnings for the user.
+    frames : int
+        Number of images that are frames of DICOM files of several.
     """
 
     pixels: Pixels
@@ -104,6 +106,7 @@ class Survey:
     pages: int
     deep: Mapping[str, int]
     warnings: tuple[str, ...]
+    frames: int = 0
 
     def __str__(self) -> str:
         """Return one line on the conversions of the images; empty if there are none."""
@@ -111,6 +114,7 @@ class Survey:
             (self.turned, "turned upright as their orientation tags say"),
             (self.transparent, "with transparency, laid on white"),
             (self.pages, "with several pages, of which the first is read"),
+            (self.frames, "frames of DICOM files of several, each an image with its file's class"),
             *((number, what) for what, number in self.deep.items()),
         ]
         done = [f"{number} {what}" for number, what in parts if number]
@@ -220,6 +224,7 @@ def survey(splits: Sequence[Split], window: Range | None, whose: str, dicom: Ran
             if form in ranges or form in own
         },
         tuple(warnings),
+        sum(int(np.sum(split.frames > 0)) for split in splits if split.frames is not None),
     )
 
 

@@ -26,6 +26,9 @@ __all__ = ["SUFFIXES", "Table", "read_table", "require_table_file", "table_class
 SUFFIXES = (".csv", ".tsv")
 """Endings of names of files that are probably tables."""
 
+FRAME = "frame"
+"""The column with the number of the image's frame, from 1, if its file has several."""
+
 IMAGE = "image"
 """The column with the image's file."""
 

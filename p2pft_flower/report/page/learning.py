@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from p2pft_flower.report.grids import Grid
@@ -83,11 +85,24 @@ def _curves_by_peer(material: Material, run: Run) -> Chart | None:
             axes.append(Axis("iteration", label, lines, share=share, marks=marks))
     if not axes:
         return None
+    if run.validation:
+        axes.append(_validation(run, marks))
     ends = "; ".join(f"{run.name(p.peer)} {number(p.accuracy)}" for p in run.results.peers)
     words = f"One line for each peer. Accuracy at the end: {ends}." + (
         " Dashed: a change of view." if marks else ""
     )
     return curves(f"peers-{material.colour(run)}", f"{run.label}: each peer over the iterations", words, axes)
+
+
+def _validation(run: Run, marks: Sequence[float]) -> Axis:
+    """Return the peers' scores on the images that they hold out to choose their best θ by."""
+    by = str(run.results.config.get("keep", "")).partition(":")[2]
+    lines = [
+        Band(run.name(p), sorted(scores), [scores[k] for k in sorted(scores)], colour=p, dash=p)
+        for p, scores in sorted(run.validation.items())
+    ]
+    label = f"{by.replace('-', ' ')}, validation images"
+    return Axis("iteration", label, lines, share=by != "loss", marks=marks)
 
 
 def _score_tables(material: Material) -> list[Grid]:

@@ -218,6 +218,7 @@ def _of_this_run(lines: Sequence[AnyLine], run: str) -> list[AnyLine]:
 def _from_journals(run: Run, lines: Mapping[int, Sequence[AnyLine]]) -> dict[str, Any]:
     times, sent, view_times = dict[int, dict[int, float]](), dict[int, dict[int, int]](), dict[int, float]()
     sketches: dict[int, dict[int, Any]] = {}
+    validation: dict[int, dict[int, float]] = {}
     for peer, told in lines.items():
         begin = next((line.time for line in told if isinstance(line, (Evaluation, Round))), None)
         if begin is None:
@@ -226,6 +227,8 @@ def _from_journals(run: Run, lines: Mapping[int, Sequence[AnyLine]]) -> dict[str
             if isinstance(line, (Evaluation, Round)):
                 times.setdefault(peer, {}).setdefault(line.iteration, line.time - begin)
                 sketches.setdefault(line.iteration, {}).setdefault(peer, sketch.decode(line.sketch))
+            if isinstance(line, Evaluation) and line.validation is not None:
+                validation.setdefault(peer, {})[line.iteration] = line.validation
             if isinstance(line, (Evaluation, Outcome)):
                 at = line.iteration if isinstance(line, Evaluation) else line.iterations
                 sent.setdefault(peer, {})[at] = line.bytes_sent
@@ -235,6 +238,7 @@ def _from_journals(run: Run, lines: Mapping[int, Sequence[AnyLine]]) -> dict[str
         "times": times,
         "sent": sent,
         "view_times": view_times,
+        "validation": validation,
         "stalls": longest(s for told in lines.values() for s in told if isinstance(s, Stall)),
         **_distances(sketches, {peer.peer for peer in run.results.peers}),
     }

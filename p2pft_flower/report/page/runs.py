@@ -162,6 +162,8 @@ class Run:
         By a view's number: seconds from the first evaluation of a peer to this change of view.
     stalls : list of Stall
         The longest waits of its peers, if their journals are there.
+    validation : dict of int to dict
+        By the peer's number and by iteration: the score by which ``keep = best:…`` chooses.
     notes : list of str
         The reasons why something of the run could not be read.
     """
@@ -177,6 +179,7 @@ class Run:
     surplus: Sequence[Surplus] = ()
     view_times: Mapping[int, float] = field(default_factory=dict)
     stalls: Sequence[Stall] = ()
+    validation: Mapping[int, Mapping[int, float]] = field(default_factory=dict)
     notes: Sequence[str] = ()
 
     @property

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 
 from p2pft_flower.config import LearningConfig
 from p2pft_flower.errors import ConfigError, DataError
-from p2pft_flower.learning.data.by_column import check_by, deal_by, require_named_order, resolve_by
+from p2pft_flower.learning.data.by_column import by_names, check_by, deal_by, resolve_by
 from p2pft_flower.learning.data.holdings import Holdings
 from p2pft_flower.learning.data.partitions import check_partition, resolve_partition
 from p2pft_flower.report.results import read_results
@@ -105,15 +107,25 @@ def test_a_dataset_without_columns_has_no_partition_by_one():
         _ = Holdings(LearningConfig(partition="by:center"), n=4).shares
 
 
-def test_values_that_are_the_peers_names_in_another_order_are_refused_with_the_right_partition():
+def test_values_that_are_exactly_the_peers_names_belong_to_the_peers_of_these_names():
     found = "by:site=east,north,south"
-    with pytest.raises(ConfigError, match=r"peer 0 north, .* give partition = by:site=north,south,east"):
-        require_named_order("by:site", found, ["north", "south", "east"])
+    for spec in ("auto", "by:site"):
+        assert by_names(spec, found, ["north", "south", "east"]) == "by:site=north,south,east"
+    commas = by_names("by:site", 'by:site="a, b",c', ["c", "a, b"])
+    assert commas == 'by:site=c,"a, b"'
     given = "by:site=north,south,east"
-    require_named_order(given, given, ["east", "south", "north"])  # the user's own word
-    require_named_order("auto", found, ["0", "1", "2"])
-    require_named_order("auto", found, ["east", "north", "south"])
-    require_named_order("classes:0,1", "classes:0,1", ["0,1"])
+    assert by_names(given, given, ["east", "south", "north"]) == given  # the user's own word
+    for other in (["0", "1", "2"], ["east", "north", "west"], ["east", "north"], ["east", "north", "south"]):
+        assert by_names("auto", found, other) == found
+    assert by_names("classes:0,1", "classes:0,1", ["0,1"]) == "classes:0,1"
+
+
+def test_names_of_sites_that_are_not_there_are_not_guessed():
+    found = "by:site=east,north,south"
+    with pytest.raises(ConfigError, match=r"as 'north' of peer 0, but the sites of peers 2 are not there"):
+        by_names("by:site", found, ["north", "east", "2"], [2])
+    assert by_names("by:site", found, ["east", "north", "2"], [2]) == found  # by order as by name
+    assert by_names("by:site", found, ["a", "b", "2"], [2]) == found
 
 
 @pytest.fixture
@@ -134,22 +146,51 @@ def test_shots_and_unreadable_images_are_drawn_before_the_column_deals_out(label
         _ = Holdings(LearningConfig(**settings, shots=1), n=3).shares
 
 
-def test_runs_tell_whose_value_is_whose_and_hold_to_the_graphs_names(labels, tmp_path, capsys):
+def test_runs_tell_whose_value_is_whose_and_match_the_graphs_names(labels, tmp_path, capsys):
     graph = tmp_path / "wards.yaml"
     names = "{name: south}, {name: east}, {name: north}"
     edges = "[[south, east], [east, north], [north, south]]"
     graph.write_text(f"peers: [{names}]\nedges: {edges}\n")
     settings = {"dataset": f"table:{labels}", "topology": str(graph), "iterations": 1, "batch_size": 2}
-    with pytest.raises(ConfigError, match=r"give partition = by:site=south,east,north"):
-        run_app(tmp_path / "r", **settings)
-    run_app(tmp_path / "r", **settings, partition="by:site=south,east,north")
+    run_app(tmp_path / "r", **settings)
     results = read_results(tmp_path / "r")
     assert results["partition"] == "by:site=south,east,north"
-    assert [peer["images"] for peer in results["peers"]] == [4, 2, 2]
-    assert "partition by:site=south,east,north" in capsys.readouterr().out
-    shown = invoke("data", "show", f"dataset=table:{labels}", f"topology={graph}")
-    assert shown.exit_code == 2
-    assert "give partition = by:site=south,east,north" in shown.stderr
+    assert [(peer["name"], peer["images"]) for peer in results["peers"]] == [
+        *(("south", 4), ("east", 2), ("north", 2)),
+    ]
+    told = capsys.readouterr().out
+    assert "partition by:site=south,east,north" in told
+    assert (
+        "partition = auto: the values are the peers' names, so each peer gets its own: by:site=south" in told
+    )
+    run_app(tmp_path / "o", **settings, partition="by:site=east,north,south")
+    assert [peer["images"] for peer in read_results(tmp_path / "o")["peers"]] == [2, 2, 4]
+    shown = invoke("data", "show", f"dataset=table:{labels}", f"topology={graph}", "--json")
+    assert json.loads(shown.stdout)["partition"] == "by:site=south,east,north"
+    assert [peer["total"] for peer in json.loads(shown.stdout)["peers"]] == [4, 2, 2]
     wrong = invoke("run", f"dataset=table:{labels}", "partition=by:", f"topology={graph}")
     assert wrong.exit_code == 2
     assert "name a column" in wrong.stderr
+
+
+@pytest.mark.parametrize("partition", ["by:Site", "auto"])
+def test_a_value_of_which_validation_holds_out_all_images_is_told(partition, tmp_path):
+    rows = [f"images/{label}-{k}.png,{label},train,north" for label in ("cat", "dog") for k in range(3)]
+    rows += ["images/cat-9.png,cat,train,south", "images/dog-9.png,dog,train,lab"]
+    paint(tmp_path, [row.split(",")[0] for row in rows])
+    dataset = f"table:{write(tmp_path, rows, 'image,label,split,site')}"
+    wrong = 0
+    for seed in range(12):
+        config = LearningConfig(dataset=dataset, partition=partition, validation=0.25, seed=seed)
+        holdings = Holdings(config, 3)
+        held = {str(value) for value in holdings.dataset.test.columns["site"]} - {"north"}
+        if not held:
+            assert [len(share) for share in holdings.shares] == [1, 4, 1]
+            continue
+        wrong += 1
+        match = (
+            rf"validation = 0.25 holds out all images of some values of column 'site': {min(held)} \(1 ima"
+        )
+        with pytest.raises(DataError, match=match):
+            holdings.shares  # noqa: B018
+    assert 0 < wrong < 12

@@ -191,15 +191,6 @@ def of_frames(name):
     return lambda path: shutil.copy(own_file(name), path)
 
 
-def enhanced(path):
-    def change(held):
-        group = Dataset()
-        group.FrameVOILUTSequence = Sequence([Dataset()])
-        held.SharedFunctionalGroupsSequence = Sequence([group])
-
-    written(path, change)
-
-
 def of_no_pixels(path):
     written(path, lambda held: delattr(held, "PixelData"))
 
@@ -223,10 +214,9 @@ def of_odd_numbers(path):
 REFUSED = {
     of_frames(
         "examples_ybr_color.dcm"
-    ): "a DICOM file of 30 frames, and nothing says which of them its class",
+    ): "a DICOM file of 30 frames, and nothing says which of them counts here",
     of_frames("SC_rgb_rle_2frame.dcm"): "a DICOM file of 2 frames",
     of_frames("reportsi.dcm"): "a DICOM file without an image, such as a report",
-    enhanced: "an enhanced DICOM file, whose rescale or window lies in functional groups",
     of_no_pixels: "a DICOM file without pixels",
     a_table_that_is_misread: "its window cannot be applied",
     of_shifted_bits: r"a DICOM file whose samples are not in the lowest bits of their words",

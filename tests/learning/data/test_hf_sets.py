@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import subprocess
 import sys
+import traceback
 
 import datasets
 import huggingface_hub
@@ -211,6 +213,50 @@ def nothing(root):
     return f"hf:{root}"
 
 
+FINDINGS = datasets.ClassLabel(names=["effusion", "mass"])
+
+
+def chest(number, findings, feature=None, seed=0):
+    """Images whose findings, several or none, are in a column of lists."""
+    feature = datasets.Sequence(FINDINGS) if feature is None else feature
+    values = [findings[i % len(findings)] for i in range(number)]
+    return table(number, seed, finding=(feature, values)).remove_columns("label")
+
+
+SOME = [[0], [1, 0], [], [1]]
+
+
+def a_list_without_a_value(root):
+    return saved(root, train=chest(3, [[0], None, [1]]), test=chest(3, SOME))
+
+
+def an_empty_text_in_a_list(root):
+    part = chest(2, [["a"], ["b", " "]], datasets.Sequence(datasets.Value("string")))
+    return f"{saved(root, train=part, test=part)}?label=finding"
+
+
+def a_number_of_no_class_in_a_list(root):
+    raw = chest(3, [[0], [1, -1]], datasets.Sequence(datasets.Value("int64")))
+    part = raw.cast_column("finding", datasets.Sequence(FINDINGS))
+    return saved(root, train=part, test=part)
+
+
+def lists_in_one_split(root):
+    test = table(3, finding=(FINDINGS, [0, 1, 0])).remove_columns("label")
+    return saved(root, train=chest(3, SOME), test=test)
+
+
+def a_label_of_the_test_alone(root):
+    text = datasets.Sequence(datasets.Value("string"))
+    train, test = chest(2, [["effusion"]], text), chest(2, [["mass", "effusion"]], text)
+    return f"{saved(root, train=train, test=test)}?label=finding"
+
+
+def lists_of_numbers_with_fractions(root):
+    part = chest(2, [[0.5], []], datasets.Sequence(datasets.Value("float64")))
+    return f"{saved(root, train=part, test=part)}?label=finding"
+
+
 HARM = {
     other_classes: r"the classes of its split test are x, y, z, but those of train cat, dog, emu",
     no_label_in_test: r"its split test has no column label, as train has; its columns are image",
@@ -220,7 +266,13 @@ HARM = {
     scores_for_classes: r"the column 'label' holds no classes",
     no_images: r"which column has the images\? By their types: none; its columns are label",
     damaged: r"cannot be read \(",
-    two_subsets: r"Config name is missing.*; name one of them with \?subset=",
+    two_subsets: r"it has the subsets fine, coarse; name one with \?subset=",
+    a_list_without_a_value: r"row 1 of its split train has no finding; give an empty list if the image has",
+    an_empty_text_in_a_list: r"row 1 of its split train has no finding; remove what is empty from the list",
+    a_number_of_no_class_in_a_list: r"row 1 of its split train has the label -1 in finding, beyond its 2 cla",
+    lists_in_one_split: r"the column 'finding' has lists in only one of the splits train, test: give both",
+    a_label_of_the_test_alone: r"no image of its split train has the finding mass, as images of test have",
+    lists_of_numbers_with_fractions: r"the column 'finding' holds no classes",
     nothing: r"cannot be read \(",
 }
 
@@ -363,3 +415,74 @@ def test_without_the_library_the_extra_is_named(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"pip install 'datasets>=4' \(in a clone .* '.\[hf\]'\)"):
         require_data("hf:birds", "", download=True, peers=())
+
+
+# --- several labels an image ---
+
+
+@pytest.mark.parametrize("kind", ["classes", "texts", "large"])
+def test_a_column_of_lists_has_several_labels_an_image_or_none(kind, tmp_path):
+    if kind == "texts":
+        named = [[FINDINGS.names[k] for k in found] for found in SOME]
+        part = chest(8, named, datasets.Sequence(datasets.Value("string")))
+    else:
+        part = chest(8, SOME, datasets.LargeList(FINDINGS) if kind == "large" else None)
+    data = load_dataset(saved(tmp_path / "x", train=part, test=part) + "?label=finding")
+    assert data.classes == ("effusion", "mass")
+    assert data.train.labels.tolist() == [[1, 0], [1, 1], [0, 0], [0, 1]] * 2
+    assert data.train.labels.dtype == np.int64
+
+
+def test_a_column_of_lists_is_found_by_its_type_and_trains_with_bce(tmp_path):
+    dataset = saved(tmp_path / "x", train=chest(8, SOME), test=chest(4, SOME, seed=1))
+    workload = Workload(LearningConfig(dataset=dataset, loss="bce", partition="iid", batch_size=4), n=2)
+    assert workload.holdings.several_labels
+    assert np.abs(workload.objectives(range(2))[0].gradient(workload.theta0)).max() > 0
+    assert workload.score(workload.theta0).loss > 0
+    with pytest.raises(ConfigError, match=r"loss = 'ce' with .* an image has several labels there, or none"):
+        Holdings(LearningConfig(dataset=dataset, loss="ce"), 2).dataset  # noqa: B018
+
+
+# --- what may be a patient's stays out of messages ---
+
+
+def test_a_file_that_cannot_be_read_is_told_without_a_cell_of_it(tmp_path, caplog, capfd):
+    (root := tmp_path / "odd").mkdir()
+    (root / "train.jsonl").write_text('{"label": "x", "name": 3}\n{"label": "y", "name": "Jane Secret')
+    told = "train.jsonl, row 1: DatasetGenerationError of "
+    with pytest.raises(DataError, match=rf"odd cannot be read \(.*{told}.*\); the library's own") as found:
+        load_dataset(f"hf:{root}")
+    shown = "".join(traceback.format_exception(found.value)) + caplog.text + "".join(capfd.readouterr())
+    assert "Secret" not in shown
+
+
+def test_an_error_that_quotes_a_cell_leaves_it_out(tmp_path, monkeypatch):
+    (root := tmp_path / "odd").mkdir()
+    (root / "scans.csv").write_text("age\n1\n")
+
+    def fails(*_, **__):
+        logging.getLogger("datasets.csv").error("Failed to read file '%s/scans.csv'", root)
+        raise ValueError("In CSV column #2: invalid value 'Jane Secret', row 7")
+
+    monkeypatch.setattr(datasets, "load_dataset", fails)
+    with pytest.raises(DataError, match=r"\(scans.csv, column 2, row 7: ValueError\)") as found:
+        load_dataset(f"hf:{root}")
+    assert "Secret" not in "".join(traceback.format_exception(found.value))
+
+
+def test_max_megapixels_holds_for_its_images(tmp_path):
+    dataset = saved(tmp_path / "x")
+    small = Holdings(LearningConfig(dataset=dataset, max_megapixels=0.00005, partition="iid"), 1)
+    assert small.surveys[None].looked_at == 0  # 8 × 8 pixels are more than 50
+    with pytest.raises(DataError, match=r"train image 3: .*8 × 8 pixels.*max-megapixels allows more"):
+        small.pictures.train.picture(3)
+    np.testing.assert_array_equal(
+        np.asarray(small.dataset.train.at(np.array([3])).within(100).picture(0)), pixels(9)[3]
+    )
+    large = Holdings(LearningConfig(dataset=dataset, max_megapixels=0.00007, partition="iid"), 1)
+    np.testing.assert_array_equal(np.asarray(large.pictures.train.picture(3)), pixels(9)[3])
+    held = Holdings(
+        LearningConfig(dataset=dataset, max_megapixels=0.00005, partition="iid", validation=0.3), 1
+    )
+    with pytest.raises(DataError, match="max-megapixels allows more"):
+        held.pictures.test.picture(0)

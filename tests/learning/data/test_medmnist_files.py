@@ -22,6 +22,7 @@ from p2pft_flower.learning.data.holdings import Holdings
 from p2pft_flower.learning.data.medmnist_names import NAMES
 from p2pft_flower.learning.settings import require_here
 from p2pft_flower.learning.workload import Workload
+from tests.blocks import ROOT, blocks_of
 
 COUNTS = {"train": 18, "val": 4, "test": 9}
 
@@ -121,7 +122,7 @@ def test_peers_train_on_it_with_the_embedded_model(tmp_path):
 HARM = {
     "volumes": (
         {"train_images": np.zeros((18, 8, 8, 8), np.uint8)},
-        r"train_images is \(18, 8, 8, 8\): volumes of three dimensions",
+        r"train_images is \(18, 8, 8, 8\): volumes of 8 slices each, .* such as train_images\[:, 4\], the",
     ),
     "several labels in one split": (
         {"train_labels": np.zeros((18, 14), np.uint8)},
@@ -204,3 +205,26 @@ def test_a_name_is_a_name_and_data_dir_is_read():
         with pytest.raises(ConfigError, match=re.escape(f"dataset = {name!r}: give medmnist:NAME")):
             check_dataset_name(name)
     refuse_data_dir("medmnist:pathmnist", "/data")
+
+
+def test_slices_of_volumes_are_images_as_the_page_on_images_writes_them(tmp_path, monkeypatch):
+    volumes = {
+        name: np.random.default_rng(k).integers(0, 256, (len(array), 28, 28, 28), dtype=np.uint8)
+        for k, (name, array) in enumerate(arrays(classes=11).items())
+        if name.endswith("images")
+    }
+    made = write(tmp_path, "organmnist3d", classes=11, **volumes)
+    with pytest.raises(
+        DataError, match=r"volumes of 28 slices each, .*such as train_images\[:, 14\], the midd"
+    ):
+        load_dataset("medmnist:organmnist3d", str(tmp_path))
+    (block,) = [b for b in blocks_of(ROOT / "docs/images.md") if "organmnist3d" in b.text]
+    monkeypatch.chdir(tmp_path)
+    exec(block.text, {})
+    data = load_dataset("medmnist:organ_middle", str(tmp_path))
+    assert data.classes == tuple(map(str, range(11)))
+    for part, split in (("train", data.train), ("test", data.test)):
+        assert split.labels.tolist() == made[f"{part}_labels"].ravel().tolist()
+        for index in range(len(split)):
+            middle = made[f"{part}_images"][index, 14]
+            np.testing.assert_array_equal(np.asarray(split.picture(index)), middle)

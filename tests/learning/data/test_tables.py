@@ -182,7 +182,7 @@ FAULTS = {
     "no training": (
         [row.replace("train", "test") for row in ROWS],
         HEADER,
-        "line 2: a test row of class 'cat'",
+        "no training image, as all rows are for the test",
     ),
 }
 

@@ -131,11 +131,12 @@ def made_up(
     }
 
 
-def write(folder, results, *, pace=0.01, apart=0.001, gone=()):
+def write(folder, results, *, pace=0.01, apart=0.001, gone=(), validation=None):
     """Write results and journals of a run; an iteration takes ``pace`` seconds.
 
     At the end the peers' models are about ``apart`` times as far from each other as they have come. Peers in
     ``gone`` left a journal that ends after the first 100 iterations; they hold images of class ``lost``.
+    ``validation``, if given, is (peer, iteration) ↦ a score on validation images.
     """
     write_results(folder, results)
     n = len(results["graph"]["weights"])
@@ -156,7 +157,7 @@ def write(folder, results, *, pace=0.01, apart=0.001, gone=()):
                     about=about,
                 )
             )  # fmt: skip
-        for line in _lines(results, peer, pace, apart):
+        for line in _lines(results, peer, pace, apart, validation):
             journal.write(line)
         journal.close()
     for p in gone:
@@ -176,7 +177,7 @@ def write(folder, results, *, pace=0.01, apart=0.001, gone=()):
     return folder
 
 
-def _lines(results, peer, pace, apart):
+def _lines(results, peer, pace, apart, validation):
     p, lines = peer["peer"], []
     for moment in results["history"]:
         k = moment["iteration"]
@@ -195,7 +196,8 @@ def _lines(results, peer, pace, apart):
             lines.append(Round(evaluation=0.1, **scores))
         else:
             sent = moment["bytes_sent"] // len(moment["loss"])
-            lines.append(Evaluation(bytes_sent=sent, seconds=10 + pace * k, **scores))
+            held = None if validation is None else validation(p, k)
+            lines.append(Evaluation(bytes_sent=sent, seconds=10 + pace * k, validation=held, **scores))
     views = [view for view in results["views"] if p in view["peers"]]
     lines += [_change(p, view, 1000 + pace * view["iteration"]) for view in views]
     lines.sort(key=lambda line: line.time)

@@ -363,3 +363,15 @@ def test_runs_that_all_failed_make_a_page_that_says_why(tmp_path):
     report = report_of(tmp_path, scored=False)
     assert [answer.word for answer in report.answers][-1] == "It failed (gt-dgd)"
     assert "gt-dgd failed: no balance." in as_html(report)
+
+
+def test_a_run_that_keeps_its_best_model_has_a_curve_of_each_peers_validation_scores(tmp_path):
+    held = {(p, k): 1.0 + p - k / 2000 for p in range(4) for k in range(0, 2001, 100)}
+    write(tmp_path / "a", made_up(keep="best:loss"), validation=lambda p, k: held[p, k])
+    write(tmp_path / "b", made_up(seed=1))
+    kept, plain = (find_runs([tmp_path / name])[0] for name in "ab")
+    assert kept.validation[3] == {k: held[3, k] for k in kept.times[3]}
+    assert plain.validation == {}
+    for run, there in ((kept, True), (plain, False)):
+        page = Page(as_html(build(Material([run], answers_of([run], run.classes)), ())))
+        assert any("loss, validation images" in words for words in page.words["text"]) is there
