@@ -6,6 +6,7 @@ import logging
 import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -54,6 +55,9 @@ class BulletinWriter:
         The names of the peers that have one.
     folder : str
         The run's folder on this machine.
+    gone : mapping of int to float, optional
+        The peers that are in no view as this process begins, and the time, Unix seconds, of the last word of
+        each from before it was lost; default: none.
     """
 
     def __init__(
@@ -66,6 +70,7 @@ class BulletinWriter:
         hosts: Mapping[int, tuple[int, ...]],
         names: Mapping[int, str],
         folder: str,
+        gone: Mapping[int, float] = MappingProxyType({}),
     ) -> None:
         self._run, self._config, self._n, self._iterations = run, config.runtime, n, iterations
         self._own, self._hosts, self._names, self._folder = own, hosts, dict(names), folder
@@ -74,6 +79,9 @@ class BulletinWriter:
         self._path, self._unwritten = bulletin_path(own[0] if own else None), False
         self._error: float | None = None
         self._history = History(self._all)
+        self._first = tuple(p for p in self._all if p not in gone)
+        self._last_words = dict(gone)
+        """The time of the last word of each peer; of a peer that is in no view, from before it was lost."""
         discard_old(run, own)
 
     def write(
@@ -96,9 +104,10 @@ class BulletinWriter:
         stalls : iterable of Stall
             The stalls of this process's peers so far; default: none.
         """
-        live = tuple(views[-1].peers) if views else self._all
+        live = tuple(views[-1].peers) if views else self._first
         self._history.hear(heard)
         apart = self._consensus(heard, live)
+        self._note_words(heard, spoken, live)
         bulletin = Bulletin(
             run=self._run,
             n=self._n,
@@ -124,6 +133,7 @@ class BulletinWriter:
             edges=_edges(heard, live, views),
             history=self._history.scores,
             apart=self._history.apart,
+            gone={p: at for p, at in sorted(self._last_words.items()) if p not in live},
         )
         try:
             write_bulletin(self._path, bulletin)
@@ -141,6 +151,19 @@ class BulletinWriter:
             self._path.unlink(missing_ok=True)
         except OSError as error:
             log.warning("%s cannot be removed (%s)", self._path, error)
+
+    def _note_words(
+        self, heard: Mapping[int, Heard], spoken: Mapping[int, float | None], live: Sequence[int]
+    ) -> None:
+        """Note when each live peer spoke last; a lost one speaks, too, when its next process begins."""
+        now = time.time()
+        for member, peers in self._hosts.items():
+            there = heard.get(member)
+            heard_of = None if there is None or there.standing is None else there.since
+            for p in set(peers).intersection(live):
+                passed = [s for s in (heard_of, spoken.get(p)) if s is not None]
+                if passed:
+                    self._last_words[p] = now - min(passed)
 
     def _consensus(self, heard: Mapping[int, Heard], live: tuple[int, ...]) -> float | None:
         """Return the consensus error of the newest iteration of which all live peers' sketches are here."""

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import math
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from p2pft_flower.algorithms.codecs import make_codec
@@ -36,6 +37,7 @@ from p2pft_flower.host.session import Session, Sessions
 from p2pft_flower.host.standings import Standings
 from p2pft_flower.host.training import PeerFailedError, Training, naming
 from p2pft_flower.host.wires import Access, Wires
+from p2pft_flower.keeping.absence import last_word
 from p2pft_flower.keeping.lines import Failed, Outcome, ViewChange
 from p2pft_flower.plan import Plan
 from p2pft_flower.transport import OwnPulse, Pulse, Stop, ViewChangeError, cause_from
@@ -101,6 +103,8 @@ class Host:
             plan.iterations,
             None if access.credentials is None else access.credentials.signatures(),
         )
+        words = {p: last_word(Path(plan.output_dir), p, plan.run) for p in self._peers} if joining else {}
+        self._last_words = {p: word for p, word in words.items() if word is not None}
         self._recorder: Recorder | None = None
         self._wires: Wires | None = None
         self._lookout: Lookout | None = None
@@ -114,6 +118,7 @@ class Host:
             report=lambda standing: None if self._recorder is None else self._recorder.stands(standing),
             stalled=lambda stall: None if self._recorder is None else self._recorder.stalled(stall),
             tells=tells,
+            gone={p: word.time for p, word in self._last_words.items()},
         )
         self._ending = Ending(
             {
@@ -291,7 +296,7 @@ class Host:
             self._pulse.enter(Pulse.PAUSED)
             new = agreement.settle(partial(self._raise_if_over, agreement), training.keep_excluded)
             let_in = let_in or not set(new.joined).isdisjoint(self._peers)
-            recorder.view_changed(new)
+            recorder.view_changed(new, self._had_done(training))
             if len(new.view.peers) < least:
                 raise TooFewPeersError(
                     f"after {new.iteration} iterations only the peers {list(new.view.peers)} are left, and "
@@ -311,6 +316,12 @@ class Host:
             thetas = {p: state.theta for p, state in training.states.items()}
             wires.server.offer(session.first, thetas, session.peers)
             return
+
+    def _had_done(self, training: Training) -> dict[int, int]:
+        """Return the iterations that each peer of this host had completed, as far as that is known."""
+        if training.states:
+            return dict.fromkeys(self._peers, training.done)
+        return {p: word.iteration for p, word in self._last_words.items()}
 
     def _raise_if_over(self, agreement: Agreement) -> None:
         """Raise the error that ends this host, also if it asks to be let in and nobody is left to do that."""

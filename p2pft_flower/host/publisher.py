@@ -8,6 +8,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 
 from p2pft_flower.host.bulletin import BulletinWriter, awaited_by
 from p2pft_flower.host.long_waits import AT_LEAST, Awaited, LongWait, LongWaits
@@ -101,6 +102,8 @@ class Publisher:
         Gets each stall when it is over, from this object's thread.
     tells : bool
         Whether the log says how the training gets on, as at a site; in a simulation the coordinator does.
+    gone : mapping of int to float, optional
+        As of :class:`~p2pft_flower.host.bulletin.BulletinWriter`; default: none.
     """
 
     def __init__(
@@ -114,6 +117,7 @@ class Publisher:
         report: Callable[[Standing], None],
         stalled: Callable[[Stall], None],
         tells: bool,
+        gone: Mapping[int, float] = MappingProxyType({}),
     ) -> None:
         self._plan, self._pulse, self._standings = plan, pulse, standings
         self._wires, self._views, self._report = wires, views, report
@@ -135,6 +139,7 @@ class Publisher:
             self._hosts,
             plan.names,
             plan.output_dir,
+            gone,
         )
         self._interval = _INTERVAL * max(1.0, len(plan.hosts) / 32)
         self._closed = threading.Event()

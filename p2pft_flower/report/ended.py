@@ -47,6 +47,7 @@ class _View(msgspec.Struct, frozen=True, kw_only=True):
     lost: list[PeerNumber]
     joined: list[PeerNumber]
     why: dict[PeerNumber, str]
+    missed: dict[PeerNumber, Count] = {}
 
 
 class _Graph(msgspec.Struct, frozen=True, kw_only=True):
@@ -285,11 +286,7 @@ def _page(
 ) -> Page:
     names = {p.peer: p.name for p in peers if p.name}
     at = times or {}
-    events = [
-        event
-        for v in views
-        for event in view_events(at.get(v.number, 0.0), v.number, v.iteration, v.lost, v.joined, v.why, names)
-    ]
+    events = [event for v in views for event in view_events(at.get(v.number, 0.0), v, v.why, names)]
     if stalls:  # of journals, which have all times
         events = sorted([*events, *stall_events(stalls, names)], key=lambda event: event.time)
     done = max((p.iteration for p in peers if p.state != "lost"), default=0)

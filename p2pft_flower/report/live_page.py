@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Protocol
 
 import msgspec
 
 from p2pft_flower.errors import called
+from p2pft_flower.keeping.absence import returned
 from p2pft_flower.keeping.bulletins import Bulletin, EdgeNow, Point
 from p2pft_flower.keeping.lines import Stall, ViewChange
 from p2pft_flower.report.charts import Chart, charts_of_points
@@ -52,6 +54,21 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
     time: float
     kind: str
     text: str
+
+
+class Changed(Protocol):
+    """A change of view, of a journal or of results.json, with the fields of ``ViewChange``."""
+
+    @property
+    def number(self) -> int: ...
+    @property
+    def iteration(self) -> int: ...
+    @property
+    def lost(self) -> Sequence[int]: ...
+    @property
+    def joined(self) -> Sequence[int]: ...
+    @property
+    def missed(self) -> Mapping[int, int]: ...
 
 
 class Page(msgspec.Struct, frozen=True, kw_only=True):
@@ -211,15 +228,12 @@ def stall_events(stalls: Iterable[Stall], names: Mapping[int, str]) -> list[Even
 
 def _events(v: ViewChange, names: Mapping[int, str], bulletins: Sequence[Bulletin]) -> list[Event]:
     why = {p: reason_of(bulletins, v, p) for p in v.lost}
-    return view_events(v.time, v.number, v.iteration, v.lost, v.joined, why, names)
+    return view_events(v.time, v, why, names)
 
 
 def view_events(
     at: float,
-    number: int,
-    iteration: int,
-    lost: Sequence[int],
-    joined: Sequence[int],
+    change: Changed,
     why: Mapping[int, str],
     names: Mapping[int, str],
 ) -> list[Event]:
@@ -229,18 +243,21 @@ def view_events(
     ----------
     at : float
         The time, Unix seconds; 0: it is not known.
-    number, iteration, lost, joined, why
-        As in :class:`~p2pft_flower.keeping.lines.ViewChange`.
+    change : Changed
+        The change of view.
+    why : mapping of int to str
+        The reason of each loss, where it is known.
     names : mapping of int to str
         The names of the peers that have one.
     """
-    after = f"after {iteration} iterations (view {number})"
-    gone = [(p, f"{called(p, names)} was lost {after}") for p in lost]
+    after = f"after {change.iteration} iterations (view {change.number})"
+    gone = [(p, f"{called(p, names)} was lost {after}") for p in change.lost]
     events = [
         Event(time=at, kind="bad", text=f"{text}: {why[p]}" if why.get(p) else text) for p, text in gone
     ]
-    events += [Event(time=at, kind="good", text=f"{called(p, names)} has come back {after}") for p in joined]
-    nobody = f"the peers went on in view {number} after {iteration} iterations; nobody was lost"
+    back = [returned(called(p, names), change.iteration, change.missed.get(p)) for p in change.joined]
+    events += [Event(time=at, kind="good", text=f"{text} {after}") for text in back]
+    nobody = f"the peers went on in view {change.number} after {change.iteration} iterations; nobody was lost"
     return events or [Event(time=at, kind="plain", text=nobody)]
 
 

@@ -7,7 +7,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -68,6 +68,7 @@ class ViewRow(TypedDict):
     joined: list[int]
     why: dict[str, str]
     seconds: float
+    missed: dict[str, int]
 
 
 def default_output_dir(run: str, name: str = "") -> Path:
@@ -159,7 +160,7 @@ def merged_views(told: Iterable[ViewChange], first: Iterable[int]) -> list[ViewR
 
     ``lost`` of each change is relative to the view before. ``why`` joins the observations of all hosts; a
     presumption on a peer appears only if no host has an observation on it. ``seconds`` is the longest that a
-    host reported.
+    host reported. ``missed`` counts from the view that lost the peer, or else is what hosts have told.
 
     Parameters
     ----------
@@ -178,6 +179,7 @@ def merged_views(told: Iterable[ViewChange], first: Iterable[int]) -> list[ViewR
     before = set(first)
     for one in views.values():
         one["lost"], before = sorted(before.difference(one["peers"])), set(one["peers"])
+    _note_missed(views, changes)
     for reasons in ("why", "presumed"):
         for change in changes:
             for peer, why in getattr(change, reasons).items():
@@ -186,6 +188,18 @@ def merged_views(told: Iterable[ViewChange], first: Iterable[int]) -> list[ViewR
                 if gone:
                     views[gone[-1]]["why"].setdefault(str(peer), why)
     return list(views.values())
+
+
+def _note_missed(views: Mapping[int, ViewRow], changes: Iterable[ViewChange]) -> None:
+    """Set ``missed`` of each view, ascending, whose ``lost`` and ``joined`` are known."""
+    lost_at: dict[int, int] = {}
+    for number, one in views.items():
+        told: dict[int, int] = {}
+        for change in changes:
+            told |= change.missed if change.number == number else {}
+        told |= {p: one["iteration"] - lost_at[p] for p in one["joined"] if p in lost_at}
+        one["missed"] = {str(p): told[p] for p in one["joined"] if p in told}
+        lost_at |= dict.fromkeys(one["lost"], one["iteration"])
 
 
 def _row(change: ViewChange) -> ViewRow:
@@ -198,6 +212,7 @@ def _row(change: ViewChange) -> ViewRow:
         joined=list(change.joined),
         why={},
         seconds=change.seconds,
+        missed={},
     )
 
 

@@ -241,9 +241,10 @@ def _peer_status(
     if peer not in best.live:
         change = next((v for v in reversed(best.views) if peer in v.lost), None)
         state = "lost"
-        since = _gone_for(contact, change, time_now)
+        gone = next((b.gone[peer] for b in (best, *bulletins) if peer in b.gone), None)
+        since = _gone_for(contact, change, time_now) if gone is None else max(0.0, time_now - gone)
         why = "" if change is None else reason_of(bulletins, change, peer)
-        if own is not None and own.alive and change is not None and own.begun > change.time:
+        if own is not None and own.alive and since is not None and time_now - own.begun < since:
             back = (
                 f"it has been coming back for {time_now - own.begun:.0f} s (p2pft rejoin, process {own.pid})"
             )

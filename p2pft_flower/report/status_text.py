@@ -10,6 +10,7 @@ import msgspec
 from rich.table import Table
 
 from p2pft_flower.errors import called, printable
+from p2pft_flower.keeping.absence import returned
 from p2pft_flower.keeping.lines import ViewChange
 from p2pft_flower.keeping.progress import human_bytes
 from p2pft_flower.report.stand_stills import sentence
@@ -113,7 +114,7 @@ def _clock(moment: float) -> str:
 
 def _who_changed(change: ViewChange, names: Mapping[int, str]) -> str:
     parts = [f"{called(p, names)} was lost" for p in change.lost]
-    parts += [f"{called(p, names)} has come back" for p in change.joined]
+    parts += [returned(called(p, names), change.iteration, change.missed.get(p)) for p in change.joined]
     return "; ".join(parts) or "nobody was lost"
 
 

@@ -63,6 +63,10 @@ def test_a_host_that_crashed_and_is_started_again_trains_on_with_the_others(fede
         assert events(tmp_path, p, "view")[-1]["joined"] == [2]
         assert np.abs(net.kept(p) - best(0, 1, 2, 3)).max() < 0.3
     assert_invariant_1(tmp_path, 4)
+    (lost, back), (gave_up,) = events(tmp_path, 0, "view"), events(tmp_path, 2, "failed")
+    assert back["missed"] == {"2": back["iteration"] - lost["iteration"]}
+    (own,) = (e for e in last_life(tmp_path / "peers" / "peer-2.jsonl") if e["event"] == "view")
+    assert own["missed"] == {"2": back["iteration"] - gave_up["iteration"]}, "it has only its own journal"
 
 
 def test_a_life_that_was_not_let_in_hides_nothing_of_the_one_before(federation, tmp_path):

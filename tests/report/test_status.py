@@ -187,6 +187,26 @@ def test_a_peer_is_gone_since_its_last_word_not_since_the_others_agreed_that_it_
     assert peers[3].since == 60.0
 
 
+def test_a_peer_that_asks_to_come_back_stays_lost_since_its_last_word_before():
+    asks, lost = peer(3, heard=1.0, spoken=1.0), {"live": (0, 1, 2), "gone": {3: NOW - 90}}
+    _, peers = state_of(bulletin(asks, views=(view(),), **lost))
+    assert (peers[3].state, peers[3].since, peers[3].contact) == ("lost", 90.0, 1.0)
+    coming = bulletin(peer(3, heard=0.0, spoken=None, state="preparing"), own=(3,), begun=NOW - 12, **lost)
+    status, peers = state_of(coming)  # its own site, where nobody has told of the views yet
+    assert (peers[3].state, peers[3].since) == ("lost", 90.0)
+    assert "has been coming back for 12 s" in peers[3].why
+    assert "peer 3 (west) is gone" in status.risk
+
+
+def test_a_peer_that_came_back_is_told_with_how_far_behind_it_was():
+    back = view(number=2, iteration=500, peers=(0, 1, 2, 3), lost=(), joined=(3,), why={}, missed={3: 120})
+    status, _ = state_of(bulletin(views=(view(), back)))
+    told = (
+        "view 2 after 500 iterations: peer 3 (west) has come back, 120 iterations behind (it was lost after"
+    )
+    assert f"{told} 380)" in status_table(status, NOW)
+
+
 def test_the_reason_of_a_loss_is_the_same_in_every_look_whoever_wrote_last():
     seen = {0: {3: "its connection was refused"}, 1: {3: "its process is stopped: it crashed"}, 2: {}}
     for last in seen:

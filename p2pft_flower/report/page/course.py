@@ -10,7 +10,7 @@ from p2pft_flower.report.page import verdicts
 from p2pft_flower.report.page.charts import Chart, Lane, lanes
 from p2pft_flower.report.page.document import Section
 from p2pft_flower.report.page.material import Material
-from p2pft_flower.report.page.runs import Run
+from p2pft_flower.report.page.runs import Run, View
 
 __all__ = ["course"]
 
@@ -25,7 +25,7 @@ def course(material: Material) -> Section:
             str(view.iteration),
             f"{at:.1f} s" if (at := run.view_times.get(view.number)) is not None else "–",
             verdicts.listed([run.name(p) for p in view.lost]) or "–",
-            verdicts.listed([run.name(p) for p in view.joined]) or "–",
+            verdicts.listed([_joined(run, view, p) for p in view.joined]) or "–",
             "; ".join(f"{run.name(int(p))}: {printable(why)}" for p, why in view.why.items()) or "–",
             f"{view.seconds:.1f} s",
             str(len(view.peers)),
@@ -48,6 +48,11 @@ def course(material: Material) -> Section:
     tables = [Grid("Changes of view", header, rows)] if rows else []
     notes = [event for run in material.runs for event in verdicts.events(run)]
     return Section("course", "What happened on the way?", said, charts, (), tables, notes)
+
+
+def _joined(run: Run, view: View, peer: int) -> str:
+    missed = view.missed.get(str(peer))
+    return run.name(peer) if missed is None else f"{run.name(peer)} ({missed} iterations behind)"
 
 
 def _lanes(material: Material, run: Run) -> Chart | None:

@@ -89,6 +89,7 @@ class View(msgspec.Struct, frozen=True):
     joined: tuple[PeerNumber, ...]
     why: dict[str, str]
     seconds: float
+    missed: dict[str, Count] = {}
 
 
 class GraphFacts(msgspec.Struct, frozen=True):

@@ -412,12 +412,19 @@ def _cut(text: str, most: int = 240) -> str:
     return line if len(line) <= most else f"{line[:most].rstrip()} …"
 
 
+def _came_back(run: Run, view: View, peer: int) -> str:
+    """Return that a peer came back with a view, and how far behind it was, as far as that is known."""
+    missed = view.missed.get(str(peer))
+    behind = "" if missed is None else f", {missed} iterations behind, lost after {view.iteration - missed}"
+    return f"{run.name(peer)} came back{behind}"
+
+
 def _change(run: Run, view: View) -> str:
     changes = []
     for peer in view.lost:
         why = view.why.get(str(peer))
         changes.append(f"{run.name(peer)} was lost" + (f" ({_cut(why)})" if why else ""))
-    changes += [f"{run.name(peer)} came back" for peer in view.joined]
+    changes += [_came_back(run, view, peer) for peer in view.joined]
     at = run.view_times.get(view.number)
     when = f"after iteration {view.iteration}" + ("" if at is None else f", {at:.1f} s into the training")
     what = listed(changes) if changes else "nobody was lost, but links were left out"
