@@ -133,6 +133,7 @@ class BulletinWriter:
             edges=_edges(heard, live, views),
             history=self._history.scores,
             apart=self._history.apart,
+            hosts=tuple(sorted(self._hosts.values())),
             gone={p: at for p, at in sorted(self._last_words.items()) if p not in live},
         )
         try:

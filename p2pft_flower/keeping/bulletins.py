@@ -175,6 +175,8 @@ class Bulletin(msgspec.Struct, frozen=True, kw_only=True):
         The scores of each peer so far, thinned.
     apart : tuple of Apart
         The consensus error so far, thinned.
+    hosts : tuple of tuple of int
+        The peers of each host of the run, ascending by the lowest.
     gone : dict of int to float
         The time, Unix seconds, of the last word of each peer that is in no view at the moment, from before it
         was lost; a peer is missing if this process has not heard it before.
@@ -201,6 +203,7 @@ class Bulletin(msgspec.Struct, frozen=True, kw_only=True):
     edges: tuple[EdgeNow, ...] = ()
     history: dict[PeerNumber, tuple[Point, ...]] = {}
     apart: tuple[Apart, ...] = ()
+    hosts: tuple[tuple[PeerNumber, ...], ...] = ()
     gone: dict[PeerNumber, float] = {}
 
     @property

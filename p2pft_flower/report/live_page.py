@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
 
@@ -13,7 +12,7 @@ from p2pft_flower.keeping.absence import returned
 from p2pft_flower.keeping.bulletins import Bulletin, EdgeNow, Point
 from p2pft_flower.keeping.lines import Stall, ViewChange
 from p2pft_flower.report.charts import Chart, charts_of_points
-from p2pft_flower.report.stand_stills import sentence
+from p2pft_flower.report.stand_stills import StandStill, clock, others, sentence, stood_still
 from p2pft_flower.report.status import PeerStatus, RunStatus, reason_of, status_of
 
 __all__ = ["Event", "Page", "PageEdge", "page_of", "stall_events", "turns", "view_events"]
@@ -143,7 +142,7 @@ def page_of(bulletins: Sequence[Bulletin], now: float) -> Page:
     if not alive:
         told = "No process of this run is left on this machine: they were killed. This is their last word."
     elif now - news > _STALE:
-        told = f"The run's processes here have written nothing since {_clock(news)}: are they suspended?"
+        told = f"The run's processes here have written nothing since {clock(news)}: are they suspended?"
     else:
         told = ""
     live = max(bulletins, key=lambda b: (b.alive, len(b.views), b.written)).live
@@ -217,13 +216,17 @@ def _latest_first(status: RunStatus, bulletins: Sequence[Bulletin]) -> tuple[Eve
     """Return the events of a run's changes of view and stand-stills."""
     names = {p.peer: p.name for p in status.peers if p.name}
     events = [e for v in status.views for e in _events(v, names, bulletins)]
-    events += stall_events(status.stalls, names)
+    events += stall_events(status.stalls, status.stand_stills, names)
     return tuple(sorted(events, key=lambda e: e.time)[::-1])
 
 
-def stall_events(stalls: Iterable[Stall], names: Mapping[int, str]) -> list[Event]:
-    """Return an event for each wait, which is over."""
-    return [Event(time=s.time, kind="plain", text=sentence(s, names)) for s in stalls]
+def stall_events(
+    stalls: Iterable[Stall], stills: Sequence[StandStill], names: Mapping[int, str]
+) -> list[Event]:
+    """Return an event for each stand-still of all, and for each other wait, which is over."""
+    told = [(s.time, sentence(s, names)) for s in others(stalls, stills)]
+    told += [(s.end, stood_still(s, names)) for s in stills]
+    return [Event(time=at, kind="plain", text=text) for at, text in told]
 
 
 def _events(v: ViewChange, names: Mapping[int, str], bulletins: Sequence[Bulletin]) -> list[Event]:
@@ -279,7 +282,3 @@ def turns(before: Mapping[int, PeerStatus], page: Page) -> list[Event]:
             text = f"{p.called} is {was.state} no more: it is {p.state}"
             events.append(Event(time=page.time, kind="good", text=text))
     return events
-
-
-def _clock(moment: float) -> str:
-    return time.strftime("%H:%M:%S", time.localtime(moment))

@@ -38,6 +38,7 @@ __all__ = [
     "require_place",
     "require_schema",
     "runs_folder",
+    "stopped_tail_name",
     "summary",
     "tail_name",
     "take_place",
@@ -69,6 +70,7 @@ class ViewRow(TypedDict):
     why: dict[str, str]
     seconds: float
     missed: dict[str, int]
+    time: float
 
 
 def default_output_dir(run: str, name: str = "") -> Path:
@@ -161,6 +163,7 @@ def merged_views(told: Iterable[ViewChange], first: Iterable[int]) -> list[ViewR
     ``lost`` of each change is relative to the view before. ``why`` joins the observations of all hosts; a
     presumption on a peer appears only if no host has an observation on it. ``seconds`` is the longest that a
     host reported. ``missed`` counts from the view that lost the peer, or else is what hosts have told.
+    ``time`` is the first at which a host took the view up.
 
     Parameters
     ----------
@@ -176,6 +179,7 @@ def merged_views(told: Iterable[ViewChange], first: Iterable[int]) -> list[ViewR
         # A host that was away also names peers that joined earlier views; all hosts name those of this view.
         one["joined"] = sorted({*one["joined"]}.intersection(change.joined))
         one["seconds"] = max(one["seconds"], change.seconds)
+        one["time"] = min(one["time"], change.time)
     before = set(first)
     for one in views.values():
         one["lost"], before = sorted(before.difference(one["peers"])), set(one["peers"])
@@ -213,6 +217,7 @@ def _row(change: ViewChange) -> ViewRow:
         why={},
         seconds=change.seconds,
         missed={},
+        time=change.time,
     )
 
 
@@ -224,6 +229,11 @@ def log_name(peer: int) -> str:
 def tail_name(peer: int) -> str:
     """Return the path of a peer's tail, relative to a run's folder."""
     return f"peers/peer-{peer}.safetensors"
+
+
+def stopped_tail_name(peer: int) -> str:
+    """Return the path of what a peer had when it stopped before its end, relative to a run's folder."""
+    return f"peers/peer-{peer}.stopped.safetensors"
 
 
 def write_results(folder: Path, results: dict[str, Any]) -> Path:

@@ -14,7 +14,7 @@ import msgspec
 from p2pft_flower.errors import called
 from p2pft_flower.keeping.bulletins import Bulletin, PeerNow
 from p2pft_flower.keeping.lines import Stall, ViewChange
-from p2pft_flower.report.stand_stills import longest
+from p2pft_flower.report.stand_stills import StandStill, all_stood_still, longest
 
 __all__ = ["PeerStatus", "RunStatus", "reason_of", "status_of"]
 
@@ -100,6 +100,8 @@ class RunStatus(msgspec.Struct, frozen=True, kw_only=True):
         The changes of view.
     stalls : tuple of Stall
         When peers of this machine waited unusually long, and for whom; what is over.
+    stand_stills : tuple of StandStill
+        When all hosts of the view waited, and for whom, as far as the waits that are known here show it.
     consensus_error : float or None
         An estimate of the peers' distance from their mean, after their last evaluation.
     left : float or None
@@ -120,6 +122,7 @@ class RunStatus(msgspec.Struct, frozen=True, kw_only=True):
     view: int
     views: tuple[ViewChange, ...]
     stalls: tuple[Stall, ...]
+    stand_stills: tuple[StandStill, ...]
     consensus_error: float | None
     left: float | None
     at_risk: bool
@@ -157,12 +160,20 @@ def status_of(bulletins: Sequence[Bulletin], now: float) -> RunStatus:
         view=best.views[-1].number if best.views else 0,
         views=best.views,
         stalls=tuple(longest(s for b in bulletins for s in b.stalls)),
+        stand_stills=tuple(
+            all_stood_still([s for b in bulletins for s in b.stalls], hosts_of(best), best.views)
+        ),
         consensus_error=None if not apart else max(apart, key=lambda b: b.written).consensus_error,
         left=_left([p for p in peers if p.peer in best.live], best.iterations - done),
         at_risk=at_risk,
         risk=risk,
         folder=best.folder,
     )
+
+
+def hosts_of(bulletin: Bulletin) -> tuple[tuple[int, ...], ...]:
+    """Return the peers of each host; of an earlier version's bulletin, which has none, each peer alone."""
+    return bulletin.hosts or tuple((p.peer,) for p in bulletin.peers)
 
 
 def _newest(bulletins: Sequence[Bulletin], now: float) -> dict[int, PeerNow]:

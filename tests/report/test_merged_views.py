@@ -94,3 +94,10 @@ def test_what_a_peer_missed_counts_from_the_view_that_lost_it():
     ]
     views = merged_views(lines, range(4))
     assert [v["missed"] for v in views] == [{}, {"2": 20}, {"3": 45}], "its own word, if nobody lost it"
+
+
+def test_a_view_began_when_the_first_took_it_up():
+    lines = [made_line("view", peer, time=at, peers=(0, 2)) for peer, at in ((0, 7.5), (2, 7.0))]
+    for order in (lines, lines[::-1]):
+        (view,) = merged_views(order, range(3))
+        assert view["time"] == 7.0

@@ -178,6 +178,19 @@ def test_who_was_waited_for_and_is_no_more_stands_among_what_happened():
     assert "view 1 after 380 iterations" in told[at + 1], "in the order in which it happened"
 
 
+def test_a_time_in_which_all_stood_still_is_one_line_for_all_waits():
+    fields = {"awaited": 3, "last": 3, "iteration": 300}
+    waits = [made_line("stall", p, time=NOW - 90 + p, seconds=20.0 + p, **fields) for p in range(3)]
+    one_host_each = [bulletin(own=(p,), stalls=(waits[p],)) for p in range(3)]
+    status, _ = state_of(*one_host_each)
+    text = status_table(status, NOW)
+    assert text.count("all stood still from ") == 1
+    assert "(20 s), waiting for peer 3 (west), which was slow, after 300 iterations" in text
+    assert " waited " not in text
+    alone, _ = state_of(one_host_each[0])
+    assert "peer 0 (north) waited 20 s for peer 3 (west)" in status_table(alone, NOW)
+
+
 def test_a_peer_is_gone_since_its_last_word_not_since_the_others_agreed_that_it_is_lost():
     last = peer(3, heard=75.0, spoken=72.0)
     _, peers = state_of(bulletin(last, live=(0, 1, 2), views=(view(),)))
