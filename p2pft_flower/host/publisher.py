@@ -12,6 +12,7 @@ from types import MappingProxyType
 
 from p2pft_flower.host.bulletin import BulletinWriter, awaited_by
 from p2pft_flower.host.long_waits import AT_LEAST, Awaited, LongWait, LongWaits
+from p2pft_flower.host.pauses import Pauses
 from p2pft_flower.host.site_log import SiteLog
 from p2pft_flower.host.standings import Standings, most_edges
 from p2pft_flower.host.wires import Wires
@@ -122,7 +123,7 @@ class Publisher:
         self._plan, self._pulse, self._standings = plan, pulse, standings
         self._wires, self._views, self._report = wires, views, report
         self._log = SiteLog(plan) if tells else None
-        self._stalled, self._waits = stalled, LongWaits()
+        self._stalled, self._waits, self._pauses = stalled, LongWaits(), Pauses()
         self._stalls: deque[Stall] = deque(maxlen=_STALLS)
         self._own = tuple(p.peer for p in plan.peers)
         self._hosts = plan.hosts or {self._own[0]: self._own}
@@ -190,8 +191,12 @@ class Publisher:
                 wires = self._wires()
                 spoken = {} if wires is None else {p: wires.heartbeats.spoken(p) for p in self._plan.live}
                 self._bulletin.write(self._standings.heard(), spoken, self._views(), self._stalls)
+                self._pauses.begin()
                 if self._closed.wait(self._interval):
                     return
+                pause = self._pauses.end(self._interval)
+                if pause is not None and self._log is not None:
+                    self._log.paused(pause, time.time())
         except Exception:
             log.exception("p2pft status will show nothing new of peers %s", list(self._own))
 
