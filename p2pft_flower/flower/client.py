@@ -467,6 +467,7 @@ def _train_peers(message: Message, context: Context, told: HostReport) -> dict[s
             outcomes = run_host(host, deployed=site is not None)
     finally:
         told.views, told.failures, told.seconds = host.views, host.failures, host.seconds
+        told.heard = host.heard
         if site is not None:  # in simulation the coordinator can read the peers' journals
             told.evaluations = _evaluations(plan)
     return {"outcomes": plain(outcomes)}

@@ -27,6 +27,7 @@ from p2pft_flower.host.ending import (
     others_go_on,
 )
 from p2pft_flower.host.exchange import HostExchange
+from p2pft_flower.host.hearsay import HeardOf, heard_of
 from p2pft_flower.host.keeper import Keeper
 from p2pft_flower.host.lookout import Lookout
 from p2pft_flower.host.meeting import Meeting
@@ -107,6 +108,7 @@ class Host:
         self._last_words = {p: word for p, word in words.items() if word is not None}
         self._recorder: Recorder | None = None
         self._wires: Wires | None = None
+        self._stopped = set[int]()  # peers of other hosts that have taken or sent a stop
         self._lookout: Lookout | None = None
         self._training: Training | None = None
         self._publisher = Publisher(
@@ -296,7 +298,7 @@ class Host:
             self._pulse.enter(Pulse.PAUSED)
             new = agreement.settle(partial(self._raise_if_over, agreement), training.keep_excluded)
             let_in = let_in or not set(new.joined).isdisjoint(self._peers)
-            recorder.view_changed(new, self._had_done(training))
+            recorder.view_changed(new, training.done_before(self._last_words))
             if len(new.view.peers) < least:
                 raise TooFewPeersError(
                     f"after {new.iteration} iterations only the peers {list(new.view.peers)} are left, and "
@@ -316,12 +318,6 @@ class Host:
             thetas = {p: state.theta for p, state in training.states.items()}
             wires.server.offer(session.first, thetas, session.peers)
             return
-
-    def _had_done(self, training: Training) -> dict[int, int]:
-        """Return the iterations that each peer of this host had completed, as far as that is known."""
-        if training.states:
-            return dict.fromkeys(self._peers, training.done)
-        return {p: word.iteration for p, word in self._last_words.items()}
 
     def _raise_if_over(self, agreement: Agreement) -> None:
         """Raise the error that ends this host, also if it asks to be let in and nobody is left to do that."""
@@ -441,6 +437,12 @@ class Host:
         return [] if self._recorder is None else list(self._recorder.failures)
 
     @property
+    def heard(self) -> list[HeardOf]:
+        """What this host has heard of the peers of others that came back."""
+        back = {p for view in self.views for p in view.joined}.difference(self._peers)
+        return heard_of(self._standings, back, self.plan.hosts, [*self._stopped])
+
+    @property
     def seconds(self) -> float:
         """Seconds from the plan to the end of this host's peers; 0 before."""
         return 0.0 if self._recorder is None else self._recorder.seconds_in_all
@@ -467,6 +469,7 @@ class Host:
     def _on_stop(self, stop: Stop) -> None:
         """Take a stop from a neighbour, or from the coordinator, which speaks as a peer of this host."""
         cause = cause_from(stop.cause) or Cause.RUN
+        self._stopped.add(stop.sender)
         here = stop.sender in self._peers
         origin, iteration = (stop.sender, self._iteration) if here else (stop.origin, stop.iteration)
         self._ending.take(Event.STOP, End.by(News(origin, iteration, stop.reason, cause)))
@@ -490,7 +493,7 @@ class Host:
         if wires is None or news is None:
             return False
         if self._begun or not self._joining:  # a host that was not let in yet stops nobody
-            wires.links.stop(news.origin, news.iteration, news.reason, news.cause)
+            self._stopped.update(wires.links.stop(news.origin, news.iteration, news.reason, news.cause))
         return True
 
     def _depart(self, end: End) -> None:

@@ -143,7 +143,9 @@ def _ending_of_lives(lives: Sequence[Life]) -> Ending | None:
         if lines and isinstance(last := lines[-1], Failed):
             stopped = last.cause == "STOPPED"
             said = f"{called(run.peer, _names(run))} {'was stopped' if stopped else 'failed'} in iteration"
-            return Ending("stopped" if stopped else "failed", f"{said} {last.iteration}: {last.error}")
+            own = f"peer {run.peer} stopped in iteration {last.iteration}: "  # as it tells others
+            text = f"{said} {last.iteration}: {last.error.removeprefix(own)}"
+            return Ending("stopped" if stopped else "failed", text)
     if not lives or not all(lines and isinstance(lines[-1], Outcome) for _, lines in lives):
         return None
     first = lives[0].run

@@ -32,6 +32,8 @@ VIEW = {
     "joined": [],
     "why": {"3": "the disk was full"},
     "seconds": 0.5,
+    "missed": {},
+    "time": 1.8e9,
 }
 
 
@@ -76,7 +78,7 @@ def test_a_failed_run_says_its_cause_and_not_that_the_others_were_stopped_by_it(
         run_app(tmp_path, nodes=4, slots=4, iterations=6)
     results = read_results(tmp_path)
     assert (results["status"], results["views"]) == ("failed", [VIEW])
-    assert results["error"] == "peer 2: peer 2: no space is left"
+    assert results["error"] == "peer 2: no space is left"
     assert "view 1 after iteration 3" in capsys.readouterr().out
 
 

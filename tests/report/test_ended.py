@@ -136,8 +136,9 @@ def test_a_run_with_results_has_the_waits_of_its_journals_too(run, tmp_path):
 
 
 def test_a_stop_is_no_failure(tmp_path):
-    journal(tmp_path, 0, made_line("failed", 0, iteration=5, error="p2pft stop", cause="STOPPED"))
-    assert ending_of(tmp_path).outcome == "stopped"
+    said = "peer 0 stopped in iteration 5: p2pft stop"
+    journal(tmp_path, 0, made_line("failed", 0, iteration=5, error=said, cause="STOPPED"))
+    assert ending_of(tmp_path) == ("stopped", "peer 0 (site-0) was stopped in iteration 5: p2pft stop")
 
 
 def test_results_of_a_stopped_run_are_shown_as_far_as_it_came_and_not_as_done(run, tmp_path):
