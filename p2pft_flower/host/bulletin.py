@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from p2pft_flower.config import RunConfig
@@ -90,6 +91,7 @@ class BulletinWriter:
         spoken: Mapping[int, float | None],
         views: Sequence[ViewChange],
         stalls: Iterable[Stall] = (),
+        doing: str = "",
     ) -> Bulletin:
         """Replace the bulletin, and return it.
 
@@ -103,6 +105,8 @@ class BulletinWriter:
             The changes of view so far.
         stalls : iterable of Stall
             The stalls of this process's peers so far; default: none.
+        doing : str
+            What this process's peers do before they train, in words; default: nothing that is told.
         """
         live = tuple(views[-1].peers) if views else self._first
         self._history.hear(heard)
@@ -124,7 +128,9 @@ class BulletinWriter:
             begun=self._begun,
             written=time.time(),
             peers=tuple(
-                _peer_now(p, heard.get(m), None if p in self._own else spoken.get(p))
+                _peer_now(p, heard.get(m), spoken.get(p))
+                if p not in self._own
+                else msgspec.structs.replace(_peer_now(p, heard.get(m), None), doing=doing)
                 for p, m in sorted((p, m) for m, peers in self._hosts.items() for p in peers)
             ),
             views=tuple(views[-_VIEWS:]),

@@ -97,13 +97,9 @@ class Host:
         self._pulse = OwnPulse()
         self._meeting = Meeting(self._config.runtime.meet_timeout)
         me = self._peers[0]
-        self._standings = Standings(
-            plan.run,
-            me,
-            plan.hosts or {me: tuple(self._peers)},
-            plan.iterations,
-            None if access.credentials is None else access.credentials.signatures(),
-        )
+        signatures = None if access.credentials is None else access.credentials.signatures()
+        hosts = plan.hosts or {me: tuple(self._peers)}
+        self._standings = Standings(plan.run, me, hosts, plan.iterations, signatures)
         words = {p: last_word(Path(plan.output_dir), p, plan.run) for p in self._peers} if joining else {}
         self._last_words = {p: word for p, word in words.items() if word is not None}
         self._recorder: Recorder | None = None
@@ -120,6 +116,7 @@ class Host:
             report=lambda standing: None if self._recorder is None else self._recorder.stands(standing),
             stalled=lambda stall: None if self._recorder is None else self._recorder.stalled(stall),
             tells=tells,
+            meeting=self._meeting,
             gone={p: word.time for p, word in self._last_words.items()},
         )
         self._ending = Ending(

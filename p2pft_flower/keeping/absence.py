@@ -35,7 +35,8 @@ def last_word(folder: Path, peer: int, run: str) -> LastWord | None:
     """Return the last word of a peer's earlier life on this machine, by its journal and its bulletin.
 
     A life that the others have not let in does not count. A process that was killed has left its bulletin,
-    which is a second old at most; without that, the journal's last line is the last word.
+    which is a second old at most; without that, the journal's last line is the last word. A process that
+    knows that its peer is gone, this one among them, hands on what it knows.
 
     Parameters
     ----------
@@ -63,7 +64,7 @@ def last_word(folder: Path, peer: int, run: str) -> LastWord | None:
         done = (e.iteration for e in told if isinstance(e, Evaluation | ViewChange | Stall | Failed))
         words.append(LastWord(told[-1].time, max(done)))
     for b in bulletins(run):
-        if peer not in b.own or b.alive:
+        if peer not in b.own or (b.alive and peer not in b.gone):
             continue
         done_there = max((p.iteration for p in b.peers if p.peer == peer), default=0)
         words.append(LastWord(b.gone.get(peer, b.written), done_there))

@@ -57,6 +57,9 @@ class PeerNow(msgspec.Struct, frozen=True, kw_only=True):
         another one), ``finished``; empty: nothing was heard of it yet.
     view, iteration : int
         The view that the peer is in, and the number of iterations that it has completed.
+    doing : str
+        What a peer of this process that is ``preparing`` does, in words: ``reading data``, ``preparing data
+        and model``, ``meeting the others``; empty: not known.
     busy : float
         Seconds that it had been in this state when it said so.
     awaited : int or None
@@ -89,6 +92,7 @@ class PeerNow(msgspec.Struct, frozen=True, kw_only=True):
     accuracy: float | None = None
     accuracy_unseen: float | None = None
     bytes_sent: Count = 0
+    doing: str = ""
 
 
 class Point(msgspec.Struct, frozen=True, array_like=True):

@@ -273,6 +273,8 @@ def _peer_status(
         spoke = "" if contact is None else f"; it spoke {contact:.0f} s ago, so it is not lost yet"
         why = f"{called(waiting, best.names)} has waited {seconds:.0f} s for it{spoke}"
         state = "slow"
+    elif state == "preparing":
+        why = now.doing
     elif now.awaited is not None:
         why = f"for {called(now.awaited, best.names)}"
     return PeerStatus(

@@ -100,6 +100,8 @@ def _word(peer: PeerStatus) -> str:
     """Return a peer's state for people; to wait for a moment is part of every iteration."""
     if peer.state == "waiting" and (peer.since or 0.0) >= _WAITS_LONG:
         return f"waiting {peer.why}"
+    if peer.state == "preparing" and peer.why:
+        return peer.why
     words = {"ended": "killed", "unknown": "not heard of yet", "computing": "training", "waiting": "training"}
     return words.get(peer.state, peer.state)
 

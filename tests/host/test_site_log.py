@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from p2pft_flower.host.long_waits import Awaited, LongWaits
+from p2pft_flower.host.meeting import Meeting
 from p2pft_flower.host.pauses import Pause, Pauses
 from p2pft_flower.host.publisher import Publisher
 from p2pft_flower.host.site_log import SiteLog
@@ -151,6 +152,7 @@ def test_a_wait_that_is_over_is_kept_with_whom_it_was_for_and_whether_that_one_s
         report=id,
         stalled=written.append,
         tells=False,
+        meeting=Meeting(1.0),
     )
     rates = []
     site._report = lambda standing: rates.append(standing.rate)
@@ -214,6 +216,7 @@ def test_a_publisher_that_wakes_late_tells_its_site_log(tmp_path):
         report=id,
         stalled=id,
         tells=True,
+        meeting=Meeting(1.0),
     )
     site._stand = lambda: None
     told, clock, ends = [], iter([0.0, 1.0, 1.0, 22.0, 22.0]), iter([False, False, True])

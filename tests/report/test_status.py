@@ -178,6 +178,15 @@ def test_who_was_waited_for_and_is_no_more_stands_among_what_happened():
     assert "view 1 after 380 iterations" in told[at + 1], "in the order in which it happened"
 
 
+def test_what_a_peer_does_before_it_trains_is_told_where_it_is_known():
+    meets = peer(0, state="preparing", doing="meeting the others", heard=0.0, spoken=None, iteration=0)
+    status, peers = state_of(bulletin(meets, peer(1, state="preparing", iteration=0)))
+    assert (peers[0].state, peers[0].why, peers[1].why) == ("preparing", "meeting the others", "")
+    rows = {row.split("│")[1].strip(): row for row in status_table(status, NOW).splitlines() if "│" in row}
+    assert "meeting the others" in rows["0"]
+    assert "preparing" in rows["1"]
+
+
 def test_a_time_in_which_all_stood_still_is_one_line_for_all_waits():
     fields = {"awaited": 3, "last": 3, "iteration": 300}
     waits = [made_line("stall", p, time=NOW - 90 + p, seconds=20.0 + p, **fields) for p in range(3)]
