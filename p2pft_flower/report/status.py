@@ -7,10 +7,11 @@ what its host knows from gossip, at the coordinator what the peers report, in a 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 
 import msgspec
 
+from p2pft_flower.agreement.quorum import is_quorum
 from p2pft_flower.errors import called
 from p2pft_flower.keeping.bulletins import Bulletin, PeerNow
 from p2pft_flower.keeping.lines import Stall, ViewChange
@@ -344,10 +345,11 @@ def _risk(best: Bulletin, peers: Sequence[PeerStatus]) -> tuple[bool, str]:
         parts.append(f"{_listed(silent)} {_is(silent)} silent")
     if best.on_failure == "stop":
         parts.append("the loss of any peer ends the run (on-failure = stop)")
-    spare = min((there - 1) // 2, there - max(1, best.min_peers))
+    spare = _spare(best, {p.peer for p in peers if p.state == "ended"})
     if best.on_failure in ("continue", "wait"):
         more = "more " if gone or killed else ""
-        several = f"one {more}peer" if spare == 1 else f"{spare} {more}peers at once"
+        what = "host" if any(len(host) > 1 for host in hosts_of(best)) else "peer"
+        several = f"one {more}{what}" if spare == 1 else f"{spare} {more}{what}s at once"
         parts.append(
             f"one {more}loss may end the run" if spare < 1 else f"the run would bear the loss of {several}"
         )
@@ -355,6 +357,22 @@ def _risk(best: Bulletin, peers: Sequence[PeerStatus]) -> tuple[bool, str]:
     if not parts:
         return False, "The result is not at risk: no peer waits for another."
     return at_risk, f"The result is {'at risk' if at_risk else 'not at risk'}: {'; '.join(parts)}."
+
+
+def _spare(best: Bulletin, killed: Set[int]) -> int:
+    """Return how many members could be lost at once, whichever they are, and the others go on.
+
+    These must be a quorum of the view, in which those count that were killed and are not lost yet, and have
+    ``min-peers`` peers. A member is a host, with all its peers.
+    """
+    members = {min(host): live for host in hosts_of(best) if (live := set(host).intersection(best.live))}
+    there = sorted(m for m, peers in members.items() if not peers <= killed)
+    sizes = sorted(len(members[m]) for m in there)
+    for lost in range(len(there)):
+        rest = there[lost:]  # the worst case: a half without the lowest member is no quorum
+        if not is_quorum(rest, members) or sum(sizes[: len(rest)]) < max(1, best.min_peers):
+            return lost - 1
+    return len(there) - 1
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -276,6 +276,30 @@ def test_it_is_a_risk_if_one_more_loss_ends_the_run(fields, risk):
     assert risk in status.risk
 
 
+@pytest.mark.parametrize(
+    ("hosts", "fields", "risk"),
+    [
+        ((), {}, "the run would bear the loss of one peer."),
+        ([(0, 1), (2, 3)], {}, "one loss may end the run"),  # a half without the lowest is no quorum
+        ([(0,), (1,), (2, 3)], {}, "the run would bear the loss of one host."),
+        ([(0,), (1,), (2, 3)], {"min_peers": 3}, "one loss may end the run"),  # the host of two peers
+        ([(0,), (1,), (2,), (3,)], {"min_peers": 3}, "the run would bear the loss of one peer."),
+        ([(0, 1, 2, 3)], {"on_failure": ""}, "no peer waits for another"),
+    ],
+)
+def test_the_risk_counts_the_members_that_vote_and_the_peers_that_are_left(hosts, fields, risk):
+    status, _ = state_of(bulletin(hosts=tuple(hosts), **fields))
+    assert risk in status.risk
+    assert status.at_risk is ("may end" in risk)
+
+
+def test_a_killed_peer_still_counts_in_its_view_until_the_others_agree_on_another_one():
+    killed = bulletin(own=(1,), alive=False, written=NOW - 9)
+    assert "one more loss may end the run" in state_of(killed, bulletin())[0].risk
+    lost = bulletin(live=(0, 2, 3), views=(view(peers=(0, 2, 3), lost=(1,)),))
+    assert "would bear the loss of one more peer" in state_of(lost)[0].risk
+
+
 def test_a_killed_process_of_this_machine_has_ended_and_its_neighbours_know_the_rest():
     dead = bulletin(own=(1,), alive=False, written=NOW - 9)
     status, peers = state_of(dead, bulletin())
