@@ -17,7 +17,7 @@ from p2pft_flower.host.standings import Heard, Standings
 from p2pft_flower.keeping import sketch
 from p2pft_flower.keeping.lines import Report, ViewChange
 from p2pft_flower.report.status import status_of
-from p2pft_flower.transport import Gossip, PeerReport, PeerScores, Scores, Signed
+from p2pft_flower.transport import Gossip, PeerReport, PeerScores, Scores, Signatures, Signed
 from p2pft_flower.typed import decoded
 
 __all__ = ["Office"]
@@ -89,6 +89,10 @@ class Office:
         """Return the office of a run."""
         hosts = {min(h.peers): h.peers for h in run.hosts}
         return cls(run.id, run.config, run.graph.n, run.iterations, hosts, run.names, str(run.folder))
+
+    def check_with(self, signatures: Signatures) -> None:
+        """Take only standings and scores that their peers have signed, whoever passes them on to a look."""
+        self._standings.check_with(signatures)
 
     def known(self) -> Gossip:
         """Return how new the standings and scores here are, for a look."""

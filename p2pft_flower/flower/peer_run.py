@@ -110,6 +110,8 @@ def run_peers(
         with before_obeying(stop):
             if run.deployed and not address:
                 log.info("the peers train; each site's log, and p2pft status there, tell how they get on")
+                if own is not None and run.certified:
+                    office.check_with(own.checked_signatures())
                 if own is not None or not run.certified:  # else no peer would let the coordinator in
                     stack.enter_context(Looking(run, look_key, own, progress, office))
             keys = (digest_of(key), digest_of(look_key)) if run.deployed else ("", "")

@@ -22,6 +22,7 @@ from tests.journals import made_line
 from .test_signals import deployment
 
 OUTCOME = made_line("end")
+CERTIFICATES = SimpleNamespace(checked_signatures=lambda: "signatures")
 
 
 def view(number, peers, **why):
@@ -48,12 +49,12 @@ def results(tmp_path, monkeypatch, ended, views):
 
 
 @pytest.mark.parametrize(
-    ("certified", "own", "looks"), [(False, None, True), (True, "certificates", True), (True, None, False)]
+    ("certified", "own", "looks"), [(False, None, True), (True, CERTIFICATES, True), (True, None, False)]
 )
 def test_a_coordinator_without_the_certificate_that_peers_ask_for_does_not_knock(
     certified, own, looks, tmp_path, monkeypatch
 ):
-    looked = []
+    looked, checked = [], []
 
     class Looks(contextlib.nullcontext):
         def __init__(self, run, key, own, progress, office):
@@ -62,10 +63,12 @@ def test_a_coordinator_without_the_certificate_that_peers_ask_for_does_not_knock
 
     told = peer_run._Told(dict.fromkeys(range(3), OUTCOME), [], [], {}, 1.0, None, [], [], {}, [])
     monkeypatch.setattr(peer_run, "Looking", Looks)
+    monkeypatch.setattr(peer_run.Office, "check_with", lambda self, made: checked.append(made))
     monkeypatch.setattr(peer_run, "_train", lambda *arguments, **more: told)
     run = replace(deployment(tmp_path), certified=certified)
     peer_run.run_peers(None, run, ResultsOnce("7", {}), own)
     assert looked == ([own] if looks else [])
+    assert checked == (["signatures"] if own else []), "where peers sign, nobody speaks for another"
 
 
 def test_who_had_finished_and_gone_before_the_last_view_counts_and_was_not_lost(tmp_path, monkeypatch):
