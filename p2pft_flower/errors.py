@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Mapping
 from enum import Enum
 
@@ -16,6 +17,7 @@ __all__ = [
     "cause_of",
     "did_you_mean",
     "printable",
+    "said_by",
 ]
 
 
@@ -49,6 +51,11 @@ class P2PFTError(Exception):
     """
 
     cause: Cause = Cause.RUN
+
+
+def said_by(who: str, text: str) -> str:
+    """Return ``text`` with the name of who said it before it, unless it begins with that name itself."""
+    return text if re.match(rf"{re.escape(who)}(?!\d)", text) else f"{who}: {text}"
 
 
 def called(peer: int, names: Mapping[int, str]) -> str:

@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from p2pft_flower.cli.run import EXIT_FAILED, EXIT_PARTIAL, EXIT_STOPPED, EXIT_USAGE
+from p2pft_flower.cli.run_names import folder_named
 from p2pft_flower.errors import DataError, P2PFTError
 from p2pft_flower.keeping.folders import require_writable
 from p2pft_flower.report.collected import PeerFiles, collect_results, find_peers
@@ -24,7 +25,9 @@ def collect(
     folders: Annotated[
         list[Path],
         typer.Argument(
-            metavar="DIR...", help="The peers' folders of a run, or those that hold their runs, in any place."
+            metavar="RUN...",
+            help="The peers' folders of a run, or those that hold their runs, in any place; of a run of this "
+            "machine its id or name will do.",
         ),
     ],
     out: Annotated[
@@ -54,7 +57,9 @@ def collect(
     during the run, or are missing and --partial was given; 4 the run was stopped.
     """
     try:
-        peers = find_peers(folders, run, lambda note: typer.echo(f"note: {note}", err=True))
+        peers = find_peers(
+            [folder_named(f) for f in folders], run, lambda note: typer.echo(f"note: {note}", err=True)
+        )
         results = collect_results(peers, partial=partial)
         if out is not None:
             require_writable(f"--out {out}", out, "choose another folder")

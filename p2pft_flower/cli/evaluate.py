@@ -220,6 +220,12 @@ def tail_files(path: Path) -> list[Path]:
         key=lambda f: (len(f.name), f.name),
     )
     if not found:
+        stopped = sorted(file.name for file in path.glob("**/peer-*.stopped.safetensors"))
+        if stopped:
+            raise DataError(
+                f"{path}: its peers stopped before their end; give one of their tails by its name: "
+                f"{', '.join(stopped)}"
+            )
         raise DataError(f"{path}: no peer-<i>.safetensors there; give a run's folder or a tail")
     return found
 

@@ -8,7 +8,7 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,7 +19,7 @@ from p2pft_flower.cli.run import EXIT_FAILED, EXIT_USAGE
 from p2pft_flower.cli.run_names import folder_named
 from p2pft_flower.errors import ConfigError, DataError, P2PFTError, printable
 from p2pft_flower.keeping.folders import require_writable
-from p2pft_flower.report.own_tails import is_own_tail
+from p2pft_flower.report.own_tails import is_own_tail, tail_metadata
 from p2pft_flower.report.page.beside import find_attention
 from p2pft_flower.report.page.build import build
 from p2pft_flower.report.page.document import Report, as_html, as_markdown
@@ -28,7 +28,7 @@ from p2pft_flower.report.page.reading import find_runs
 from p2pft_flower.report.page.runs import Run
 from p2pft_flower.report.page.tidy import EVALUATIONS, OUTCOMES, evaluations_csv, outcomes_csv
 from p2pft_flower.report.page.verdicts import Answers
-from p2pft_flower.report.results import tail_name
+from p2pft_flower.report.results import stopped_tail_name, tail_name
 
 __all__ = ["report"]
 
@@ -157,8 +157,28 @@ def _answers(runs: Sequence[Run], data_dir: str | None) -> tuple[dict[str, list[
                 p.peer for p in run.results.peers if p.peer not in {a.peer for a in answers[run.label]}
             ]
             if missing:
-                unscored[run.label] = f"of peers {missing}: their tails do not lie in {run.folder.name}/peers"
+                unscored[run.label] = f"of peers {missing}: {_no_tail(run, set(missing))}"
     return answers, unscored
+
+
+def _no_tail(run: Run, peers: Set[int]) -> str:
+    """Return that there is no tail of the end of ``peers``, and which of them have one of before."""
+    where = f"{run.folder.name}/peers"
+    stopped = dict[str, list[str]]()
+    for peer in sorted(peers):
+        if (file := run.folder / stopped_tail_name(peer)).is_file():
+            done = printable(tail_metadata(file).get("iterations", "an unknown number of"))
+            stopped.setdefault(done, []).append(str(peer))
+    if not stopped:
+        return f"no tail lies in {where}"
+    whose = (
+        f"{'peer' if len(some) == 1 else 'peers'} {' '.join(some)} after {done} iterations"
+        for done, some in stopped.items()
+    )
+    return (
+        f"in {where} lie only tails of peers that stopped before their end (peer-<i>.stopped.safetensors, "
+        f"which p2pft evaluate scores by the file's name): {'; '.join(whose)}"
+    )
 
 
 def _scored(run: Run, data_dir: str | None, advance: Callable[[int], None]) -> list[Answers]:
@@ -172,7 +192,7 @@ def _scored(run: Run, data_dir: str | None, advance: Callable[[int], None]) -> l
     files = {p.peer: run.folder / tail_name(p.peer) for p in run.results.peers}
     there = {peer: file for peer, file in files.items() if file.is_file()}
     if not there:
-        raise DataError(f"no tail lies in {run.folder.name}/peers")
+        raise DataError(_no_tail(run, {p.peer for p in run.results.peers}))
     if any(is_own_tail(file) for file in there.values()):
         raise DataError("its tails are of a problem of your own, which has no classes")
     from p2pft_flower.learning.tails import load_tails

@@ -87,8 +87,8 @@ def _none(run: str | None) -> str:
         return f"{what}; {'it' if run else 'the last one'}: {_ended(last)} (p2pft runs lists all)"
     return (
         f"{what}: is this the machine of one of its peers, and P2PFT_HOME that of its SuperNode? A run that "
-        "has just been started is here once its peers have read their data; what has come of one that has "
-        "ended stands in its folder (results.json, peers/)"
+        "has just been started is here once its peers have their plans, after the preflight; what has come "
+        "of one that has ended stands in its folder (results.json, peers/)"
     )
 
 

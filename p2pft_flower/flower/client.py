@@ -29,6 +29,7 @@ from p2pft_flower.flower.messages import HostReport
 from p2pft_flower.flower.metrics import served
 from p2pft_flower.flower.site import FLOWERS, Site
 from p2pft_flower.host.callbacks import require_watchers
+from p2pft_flower.host.early import EarlyBulletin
 from p2pft_flower.host.host import Host, PeerFailedError
 from p2pft_flower.host.own_problem import Plugged
 from p2pft_flower.host.wires import Access
@@ -434,9 +435,11 @@ def rejoin(run: str, site: Site, folder: Path | None = None) -> tuple[Outcome, P
         f"{p} {v} (the run has {told[p]})" for p, v in versions().items() if told.get(p, v) != v
     ]:
         log.warning("not the versions that the run began with: %s", ", ".join(differing))
-    host = _host(plan, site, joining=True)
-    with served(site.metrics_address, run):
-        (outcome,) = run_host(host, deployed=True)
+    with EarlyBulletin(plan, joining=True) as early:
+        host = _host(plan, site, joining=True)
+        early.close()
+        with served(site.metrics_address, run):
+            (outcome,) = run_host(host, deployed=True)
     return outcome, folder
 
 
@@ -458,15 +461,23 @@ def _train_peers(message: Message, context: Context, told: HostReport) -> dict[s
             plan = dataclasses.replace(plan, resume=dataclasses.replace(plan.resume, folder=str(kept)))
         if plan.members:
             save_plan(plan)
-    host = _host(plan, site)
+    with EarlyBulletin(plan) as early:
+        return _run_host(plan, site, told, early)
+
+
+def _run_host(plan: Plan, site: Site | None, told: HostReport, early: EarlyBulletin) -> dict[str, Any]:
+    """Make the host of a plan whose process has a bulletin, and run it as :func:`_train_peers` returns."""
+    host, config = _host(plan, site), plan.config
     if not config.learning.problem:
         pooled = config.method.objective if plan.pooled else ""
         keep_lists(plan, holdings(_learning(config, site), plan.n, pooled, _peers_here(site)))
+    early.close()
     try:
         with served("" if site is None else site.metrics_address, plan.run):
             outcomes = run_host(host, deployed=site is not None)
     finally:
         told.views, told.failures, told.seconds = host.views, host.failures, host.seconds
+        told.heard = host.heard
         if site is not None:  # in simulation the coordinator can read the peers' journals
             told.evaluations = _evaluations(plan)
     return {"outcomes": plain(outcomes)}

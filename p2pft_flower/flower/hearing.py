@@ -14,6 +14,7 @@ from p2pft_flower.flower.run import Run
 from p2pft_flower.host.recorder import MAX_NOTE
 from p2pft_flower.host.wires import Access
 from p2pft_flower.keeping import sketch
+from p2pft_flower.keeping.absence import returned
 from p2pft_flower.keeping.lines import Report, ViewChange
 from p2pft_flower.keeping.progress import Progress
 from p2pft_flower.transport import Credentials, Looker, ObserverServer, PeerReport, unix_address
@@ -172,6 +173,6 @@ class Looking:
         self._progress.go_on_with(change.peers)
         names = self._run.names
         gone = [f"{called(p, names)} is gone" for p in change.lost]
-        gone += [f"{called(p, names)} has come back" for p in change.joined]
+        gone += [returned(called(p, names), change.iteration, change.missed.get(p)) for p in change.joined]
         told = "; ".join(gone) or "nobody was lost"
         log.info("view %d after %d iterations: %s", change.number, change.iteration, told)

@@ -8,6 +8,7 @@ from typing import Any
 
 from flwr.app import ConfigRecord, Message, RecordDict
 
+from p2pft_flower.host.hearsay import HeardOf
 from p2pft_flower.keeping.lines import Failed, Report, ViewChange
 
 __all__ = [
@@ -37,12 +38,15 @@ class HostReport:
         The last lines of its peers' journals if it has given up.
     seconds : float
         Seconds from its plan to its end.
+    heard : list of HeardOf
+        What it has heard of peers of other hosts that came back, whose new processes reply to nobody.
     """
 
     views: list[ViewChange] = field(default_factory=list)
     evaluations: list[Report] = field(default_factory=list)
     failures: list[Failed] = field(default_factory=list)
     seconds: float = 0.0
+    heard: list[HeardOf] = field(default_factory=list)
 
 
 HELLO = "query.hello"

@@ -12,7 +12,7 @@ import numpy as np
 from flwr.app import Message
 from flwr.serverapp import Grid
 
-from p2pft_flower.errors import Cause, P2PFTError, printable
+from p2pft_flower.errors import Cause, P2PFTError, printable, said_by
 from p2pft_flower.flower import messages
 from p2pft_flower.report.results import ViewRow
 from p2pft_flower.topology import Graph
@@ -174,14 +174,15 @@ def body_of(message: Message, who: str) -> dict[str, Any]:
     RunFailedError
         When the reply reports an error; the message names ``who`` and the error.
     """
-    place = f"{who}: " if who else ""
     if message.has_error():
-        raise RunFailedError(f"{place}Flower reports error {message.error.code}: {message.error.reason}")
+        told = f"Flower reports error {message.error.code}: {message.error.reason}"
+        raise RunFailedError(f"{who}: {told}" if who else told)
     body = messages.unpack(message)
     if "error" in body:
         if "traceback" in body:
             log.error("%s", body["traceback"])
-        raise RunFailedError(f"{place}{printable(body['error'])}", Cause[body["cause"]])
+        text = printable(body["error"])
+        raise RunFailedError(said_by(who, text) if who else text, Cause[body["cause"]])
     return body["ok"]  # type: ignore[no-any-return]  # JSON
 
 

@@ -12,11 +12,12 @@ from p2pft_flower.errors import DataError
 from p2pft_flower.flower.run import Run
 from p2pft_flower.flower.stalls import StallLog
 from p2pft_flower.host.bulletin import BulletinWriter
+from p2pft_flower.host.hearsay import report_of
 from p2pft_flower.host.standings import Heard, Standings
 from p2pft_flower.keeping import sketch
 from p2pft_flower.keeping.lines import Report, ViewChange
 from p2pft_flower.report.status import status_of
-from p2pft_flower.transport import Gossip, PeerReport, PeerScores, Scores, Signed
+from p2pft_flower.transport import Gossip, PeerReport, PeerScores, Scores, Signatures, Signed
 from p2pft_flower.typed import decoded
 
 __all__ = ["Office"]
@@ -89,6 +90,10 @@ class Office:
         hosts = {min(h.peers): h.peers for h in run.hosts}
         return cls(run.id, run.config, run.graph.n, run.iterations, hosts, run.names, str(run.folder))
 
+    def check_with(self, signatures: Signatures) -> None:
+        """Take only standings and scores that their peers have signed, whoever passes them on to a look."""
+        self._standings.check_with(signatures)
+
     def known(self) -> Gossip:
         """Return how new the standings and scores here are, for a look."""
         return self._standings.known()
@@ -107,7 +112,7 @@ class Office:
                     self._keep(scores)
             told = (self._take_view(line, answer.sender) for line in answer.view_changes)
             changes += [change for change in told if change is not None]
-        reports = [_report(s) for p, s in self._evaluated().items() if s.iteration > before.get(p, -1)]
+        reports = [report_of(s) for p, s in self._evaluated().items() if s.iteration > before.get(p, -1)]
         return reports, changes
 
     def _keep(self, scores: PeerScores) -> None:
@@ -192,15 +197,3 @@ class Office:
                     return
         except Exception:
             log.exception("p2pft status will show nothing new here")
-
-
-def _report(scores: PeerScores) -> Report:
-    return Report(
-        peer=scores.peer,
-        iteration=scores.iteration,
-        loss=scores.loss,
-        accuracy=scores.accuracy,
-        accuracy_unseen=scores.accuracy_unseen if scores.HasField("accuracy_unseen") else None,
-        sketch=sketch.encode(scores.sketch) if scores.sketch else None,
-        bytes_sent=scores.bytes_sent,
-    )

@@ -27,6 +27,7 @@ from p2pft_flower.flower.office import Office
 from p2pft_flower.flower.run import Run, collect_results, unfinished_results
 from p2pft_flower.flower.signals import before_obeying
 from p2pft_flower.host.ending import others_go_on
+from p2pft_flower.host.hearsay import HeardOf
 from p2pft_flower.host.session import remote_edges
 from p2pft_flower.host.wires import Access
 from p2pft_flower.keeping.event_files import ConsensusFile
@@ -109,11 +110,14 @@ def run_peers(
         with before_obeying(stop):
             if run.deployed and not address:
                 log.info("the peers train; each site's log, and p2pft status there, tell how they get on")
+                if own is not None and run.certified:
+                    office.check_with(own.checked_signatures())
                 if own is not None or not run.certified:  # else no peer would let the coordinator in
                     stack.enter_context(Looking(run, look_key, own, progress, office))
             keys = (digest_of(key), digest_of(look_key)) if run.deployed else ("", "")
             told = _train(grid, run, address, *keys)
-    for evaluation in [*told.evaluations, *_on_this_machine(run)]:
+    others = [heard.report for heard in told.heard.values() if heard.report is not None]
+    for evaluation in [*told.evaluations, *others, *_on_this_machine(run)]:
         progress.fill(evaluation)
     if events is not None:
         events.close(progress.history())
@@ -123,7 +127,7 @@ def run_peers(
     if told.failure is not None:
         status = "stopped" if told.failure.stopped else "failed"
         known = unfinished_results(
-            run, status, str(told.failure), told.outcomes, progress, views, told.last_lines
+            run, status, str(told.failure), told.outcomes, progress, views, told.last_lines, told.heard
         )
         told.failure.results = {**known, "seconds": seconds}
         raise told.failure
@@ -141,7 +145,7 @@ def run_peers(
         )
     without = [*told.elsewhere, *(p for peers, _ in told.at_the_end for p in peers)]
     results = collect_results(
-        run, told.outcomes, progress, views, "; ".join(reasons), without, told.last_lines
+        run, told.outcomes, progress, views, "; ".join(reasons), without, told.last_lines, told.heard
     )
     return {**results, "seconds": seconds}
 
@@ -249,6 +253,8 @@ class _Told(NamedTuple):
     """Failures of hosts without which the others have gone on."""
     elsewhere: list[int]
     """Peers that failed and came back in another process, which does not reply to the coordinator."""
+    heard: dict[int, HeardOf]
+    """What the others have heard of each of these."""
     at_the_end: list[tuple[tuple[int, ...], RunFailedError]]
     """Peers of each host that failed by itself after all had done all iterations, and the host's failure."""
 
@@ -322,6 +328,7 @@ def _train(grid: Grid, run: Run, observer: str, stop_digest: str, look_digest: s
         failure=first,
         failures=[f for peers, f in failures if (peers, f) not in at_the_end],
         elsewhere=elsewhere,
+        heard={p: _heard(p, reports.values()) for p in elsewhere},
         at_the_end=at_the_end,
     )
 
@@ -329,6 +336,18 @@ def _train(grid: Grid, run: Run, observer: str, stop_digest: str, look_digest: s
 def _report(reply: Message, who: str) -> HostReport | None:
     """Return what a host tells beside its outcomes; None if Flower has replied in its place."""
     return None if reply.has_error() else converted(messages.unpack(reply)["report"], HostReport, who)
+
+
+def _heard(peer: int, reports: Iterable[HostReport]) -> HeardOf:
+    """Return the newest that hosts have heard of a peer; one that knows of its stop is enough."""
+    told = [heard for report in reports for heard in report.heard if heard.peer == peer]
+    newest = max((h.report for h in told if h.report is not None), key=lambda r: r.iteration, default=None)
+    return HeardOf(
+        peer=peer,
+        iteration=max((h.iteration for h in told), default=0),
+        stopped=any(h.stopped for h in told),
+        report=newest,
+    )
 
 
 def _lost_hosts(run: Run, replies: Mapping[int, Message]) -> set[int]:

@@ -17,6 +17,7 @@ from p2pft_flower.errors import ConfigError, printable
 from p2pft_flower.facts import ChangedData, KnownImages, PeerFacts, ResumedFrom
 from p2pft_flower.flower.nodes import HostAssignment, RunFailedError
 from p2pft_flower.flower.unlike import unlike
+from p2pft_flower.host.hearsay import HeardOf
 from p2pft_flower.keeping.lines import Failed, Outcome
 from p2pft_flower.keeping.progress import Progress
 from p2pft_flower.keeping.retention import iterations_apart
@@ -369,6 +370,7 @@ def collect_results(
     lost: str = "",
     elsewhere: Collection[int] = (),
     failures: Mapping[int, Failed] = MappingProxyType({}),
+    heard: Mapping[int, HeardOf] = MappingProxyType({}),
 ) -> dict[str, Any]:
     """Return the results of a run that completed, as results.json has them, without ``seconds``.
 
@@ -390,6 +392,8 @@ def collect_results(
         the end.
     failures : mapping of int to Failed
         The last lines of peers that have given up, as far as they are known.
+    heard : mapping of int to HeardOf
+        What the others have heard of peers that came back in another process.
 
     Raises
     ------
@@ -402,7 +406,15 @@ def collect_results(
         raise RunFailedError(f"no scores from peers {missing}", views=views)
     absent = [absent_at_start(run.missing)] if run.missing else []
     told = "; ".join([*absent, *([lost] if lost else [])]) or None
-    return _results(run, told, outcomes, progress, views, failures, set(elsewhere))
+    return _results(run, told, outcomes, progress, views, failures, set(elsewhere), heard)
+
+
+def _came_back(heard: HeardOf) -> str:
+    """Return how far a peer came whose new process replies to no coordinator, by the words of the others."""
+    last = f"last heard of after iteration {heard.iteration}"
+    if heard.stopped:
+        return f"came back (p2pft rejoin) and was stopped with the others, {last}"
+    return f"came back (p2pft rejoin), {last}: its own files have its end"
 
 
 def unfinished_results(
@@ -413,12 +425,13 @@ def unfinished_results(
     progress: Progress,
     views: Sequence[ViewRow] = (),
     failures: Mapping[int, Failed] = MappingProxyType({}),
+    heard: Mapping[int, HeardOf] = MappingProxyType({}),
 ) -> dict[str, Any]:
     """Return what is known of a run that was stopped or failed, as :func:`collect_results` does.
 
     ``status`` is ``stopped`` or ``failed``, ``reason`` the way in which the run ended.
     """
-    return _results(run, reason, outcomes, progress, views, failures, status=status)
+    return _results(run, reason, outcomes, progress, views, failures, heard=heard, status=status)
 
 
 def _results(
@@ -429,12 +442,15 @@ def _results(
     views: Sequence[ViewRow],
     failures: Mapping[int, Failed],
     elsewhere: Collection[int] = (),
+    heard: Mapping[int, HeardOf] = MappingProxyType({}),
     status: str | None = None,
 ) -> dict[str, Any]:
     reached = {}
     for peer in sorted(set(run.peers) - outcomes.keys()):
-        failed = failures.get(peer)
-        if peer in elsewhere:
+        failed = failures.get(peer) if peer not in heard else None  # else of an earlier life
+        if peer in heard:
+            state = _came_back(heard[peer])
+        elif peer in elsewhere:
             state = "it is not known here how it came to its end: its own files have that"
         else:
             state = how_far(peer, views, failed)

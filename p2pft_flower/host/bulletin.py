@@ -6,8 +6,10 @@ import logging
 import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from p2pft_flower.config import RunConfig
@@ -54,6 +56,9 @@ class BulletinWriter:
         The names of the peers that have one.
     folder : str
         The run's folder on this machine.
+    gone : mapping of int to float, optional
+        The peers that are in no view as this process begins, and the time, Unix seconds, of the last word of
+        each from before it was lost; default: none.
     """
 
     def __init__(
@@ -66,6 +71,7 @@ class BulletinWriter:
         hosts: Mapping[int, tuple[int, ...]],
         names: Mapping[int, str],
         folder: str,
+        gone: Mapping[int, float] = MappingProxyType({}),
     ) -> None:
         self._run, self._config, self._n, self._iterations = run, config.runtime, n, iterations
         self._own, self._hosts, self._names, self._folder = own, hosts, dict(names), folder
@@ -74,6 +80,9 @@ class BulletinWriter:
         self._path, self._unwritten = bulletin_path(own[0] if own else None), False
         self._error: float | None = None
         self._history = History(self._all)
+        self._first = tuple(p for p in self._all if p not in gone)
+        self._last_words = dict(gone)
+        """The time of the last word of each peer; of a peer that is in no view, from before it was lost."""
         discard_old(run, own)
 
     def write(
@@ -82,6 +91,7 @@ class BulletinWriter:
         spoken: Mapping[int, float | None],
         views: Sequence[ViewChange],
         stalls: Iterable[Stall] = (),
+        doing: str = "",
     ) -> Bulletin:
         """Replace the bulletin, and return it.
 
@@ -95,10 +105,13 @@ class BulletinWriter:
             The changes of view so far.
         stalls : iterable of Stall
             The stalls of this process's peers so far; default: none.
+        doing : str
+            What this process's peers do before they train, in words; default: nothing that is told.
         """
-        live = tuple(views[-1].peers) if views else self._all
+        live = tuple(views[-1].peers) if views else self._first
         self._history.hear(heard)
         apart = self._consensus(heard, live)
+        self._note_words(heard, spoken, live)
         bulletin = Bulletin(
             run=self._run,
             n=self._n,
@@ -115,7 +128,9 @@ class BulletinWriter:
             begun=self._begun,
             written=time.time(),
             peers=tuple(
-                _peer_now(p, heard.get(m), None if p in self._own else spoken.get(p))
+                _peer_now(p, heard.get(m), spoken.get(p))
+                if p not in self._own
+                else msgspec.structs.replace(_peer_now(p, heard.get(m), None), doing=doing)
                 for p, m in sorted((p, m) for m, peers in self._hosts.items() for p in peers)
             ),
             views=tuple(views[-_VIEWS:]),
@@ -124,6 +139,8 @@ class BulletinWriter:
             edges=_edges(heard, live, views),
             history=self._history.scores,
             apart=self._history.apart,
+            hosts=tuple(sorted(self._hosts.values())),
+            gone={p: at for p, at in sorted(self._last_words.items()) if p not in live},
         )
         try:
             write_bulletin(self._path, bulletin)
@@ -141,6 +158,19 @@ class BulletinWriter:
             self._path.unlink(missing_ok=True)
         except OSError as error:
             log.warning("%s cannot be removed (%s)", self._path, error)
+
+    def _note_words(
+        self, heard: Mapping[int, Heard], spoken: Mapping[int, float | None], live: Sequence[int]
+    ) -> None:
+        """Note when each live peer spoke last; a lost one speaks, too, when its next process begins."""
+        now = time.time()
+        for member, peers in self._hosts.items():
+            there = heard.get(member)
+            heard_of = None if there is None or there.standing is None else there.since
+            for p in set(peers).intersection(live):
+                passed = [s for s in (heard_of, spoken.get(p)) if s is not None]
+                if passed:
+                    self._last_words[p] = now - min(passed)
 
     def _consensus(self, heard: Mapping[int, Heard], live: tuple[int, ...]) -> float | None:
         """Return the consensus error of the newest iteration of which all live peers' sketches are here."""

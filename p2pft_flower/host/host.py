@@ -6,6 +6,7 @@ import contextlib
 import logging
 import math
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from p2pft_flower.algorithms.codecs import make_codec
@@ -26,6 +27,7 @@ from p2pft_flower.host.ending import (
     others_go_on,
 )
 from p2pft_flower.host.exchange import HostExchange
+from p2pft_flower.host.hearsay import HeardOf, heard_of
 from p2pft_flower.host.keeper import Keeper
 from p2pft_flower.host.lookout import Lookout
 from p2pft_flower.host.meeting import Meeting
@@ -36,6 +38,7 @@ from p2pft_flower.host.session import Session, Sessions
 from p2pft_flower.host.standings import Standings
 from p2pft_flower.host.training import PeerFailedError, Training, naming
 from p2pft_flower.host.wires import Access, Wires
+from p2pft_flower.keeping.absence import last_word
 from p2pft_flower.keeping.lines import Failed, Outcome, ViewChange
 from p2pft_flower.plan import Plan
 from p2pft_flower.transport import OwnPulse, Pulse, Stop, ViewChangeError, cause_from
@@ -94,15 +97,14 @@ class Host:
         self._pulse = OwnPulse()
         self._meeting = Meeting(self._config.runtime.meet_timeout)
         me = self._peers[0]
-        self._standings = Standings(
-            plan.run,
-            me,
-            plan.hosts or {me: tuple(self._peers)},
-            plan.iterations,
-            None if access.credentials is None else access.credentials.signatures(),
-        )
+        signatures = None if access.credentials is None else access.credentials.signatures()
+        hosts = plan.hosts or {me: tuple(self._peers)}
+        self._standings = Standings(plan.run, me, hosts, plan.iterations, signatures)
+        words = {p: last_word(Path(plan.output_dir), p, plan.run) for p in self._peers} if joining else {}
+        self._last_words = {p: word for p, word in words.items() if word is not None}
         self._recorder: Recorder | None = None
         self._wires: Wires | None = None
+        self._stopped = set[int]()  # peers of other hosts that have taken or sent a stop
         self._lookout: Lookout | None = None
         self._training: Training | None = None
         self._publisher = Publisher(
@@ -114,6 +116,8 @@ class Host:
             report=lambda standing: None if self._recorder is None else self._recorder.stands(standing),
             stalled=lambda stall: None if self._recorder is None else self._recorder.stalled(stall),
             tells=tells,
+            meeting=self._meeting,
+            gone={p: word.time for p, word in self._last_words.items()},
         )
         self._ending = Ending(
             {
@@ -291,7 +295,7 @@ class Host:
             self._pulse.enter(Pulse.PAUSED)
             new = agreement.settle(partial(self._raise_if_over, agreement), training.keep_excluded)
             let_in = let_in or not set(new.joined).isdisjoint(self._peers)
-            recorder.view_changed(new)
+            recorder.view_changed(new, training.done_before(self._last_words))
             if len(new.view.peers) < least:
                 raise TooFewPeersError(
                     f"after {new.iteration} iterations only the peers {list(new.view.peers)} are left, and "
@@ -430,6 +434,12 @@ class Host:
         return [] if self._recorder is None else list(self._recorder.failures)
 
     @property
+    def heard(self) -> list[HeardOf]:
+        """What this host has heard of the peers of others that came back."""
+        back = {p for view in self.views for p in view.joined}.difference(self._peers)
+        return heard_of(self._standings, back, self.plan.hosts, [*self._stopped])
+
+    @property
     def seconds(self) -> float:
         """Seconds from the plan to the end of this host's peers; 0 before."""
         return 0.0 if self._recorder is None else self._recorder.seconds_in_all
@@ -456,6 +466,7 @@ class Host:
     def _on_stop(self, stop: Stop) -> None:
         """Take a stop from a neighbour, or from the coordinator, which speaks as a peer of this host."""
         cause = cause_from(stop.cause) or Cause.RUN
+        self._stopped.add(stop.sender)
         here = stop.sender in self._peers
         origin, iteration = (stop.sender, self._iteration) if here else (stop.origin, stop.iteration)
         self._ending.take(Event.STOP, End.by(News(origin, iteration, stop.reason, cause)))
@@ -479,7 +490,7 @@ class Host:
         if wires is None or news is None:
             return False
         if self._begun or not self._joining:  # a host that was not let in yet stops nobody
-            wires.links.stop(news.origin, news.iteration, news.reason, news.cause)
+            self._stopped.update(wires.links.stop(news.origin, news.iteration, news.reason, news.cause))
         return True
 
     def _depart(self, end: End) -> None:

@@ -39,6 +39,12 @@ class Meeting:
         """This host agrees to hellos of lower stages than this one; 0 while it prepares: to none."""
         self._progress = 0
 
+    @property
+    def begun(self) -> bool:
+        """Whether this host is prepared, and says hello to its neighbours or has met them."""
+        with self._changed:
+            return self._stage > 0
+
     def note_progress(self) -> None:
         """Note that a piece of preparing is done."""
         with self._changed:

@@ -8,9 +8,12 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 
 from p2pft_flower.host.bulletin import BulletinWriter, awaited_by
 from p2pft_flower.host.long_waits import AT_LEAST, Awaited, LongWait, LongWaits
+from p2pft_flower.host.meeting import Meeting
+from p2pft_flower.host.pauses import Pauses
 from p2pft_flower.host.site_log import SiteLog
 from p2pft_flower.host.standings import Standings, most_edges
 from p2pft_flower.host.wires import Wires
@@ -101,6 +104,10 @@ class Publisher:
         Gets each stall when it is over, from this object's thread.
     tells : bool
         Whether the log says how the training gets on, as at a site; in a simulation the coordinator does.
+    meeting : Meeting
+        The meeting of the neighbours.
+    gone : mapping of int to float, optional
+        As of :class:`~p2pft_flower.host.bulletin.BulletinWriter`; default: none.
     """
 
     def __init__(
@@ -114,11 +121,14 @@ class Publisher:
         report: Callable[[Standing], None],
         stalled: Callable[[Stall], None],
         tells: bool,
+        meeting: Meeting,
+        gone: Mapping[int, float] = MappingProxyType({}),
     ) -> None:
         self._plan, self._pulse, self._standings = plan, pulse, standings
         self._wires, self._views, self._report = wires, views, report
         self._log = SiteLog(plan) if tells else None
-        self._stalled, self._waits = stalled, LongWaits()
+        self._meeting = meeting
+        self._stalled, self._waits, self._pauses = stalled, LongWaits(), Pauses()
         self._stalls: deque[Stall] = deque(maxlen=_STALLS)
         self._own = tuple(p.peer for p in plan.peers)
         self._hosts = plan.hosts or {self._own[0]: self._own}
@@ -135,6 +145,7 @@ class Publisher:
             self._hosts,
             plan.names,
             plan.output_dir,
+            gone,
         )
         self._interval = _INTERVAL * max(1.0, len(plan.hosts) / 32)
         self._closed = threading.Event()
@@ -184,11 +195,24 @@ class Publisher:
                 self._stand()
                 wires = self._wires()
                 spoken = {} if wires is None else {p: wires.heartbeats.spoken(p) for p in self._plan.live}
-                self._bulletin.write(self._standings.heard(), spoken, self._views(), self._stalls)
+                self._bulletin.write(
+                    self._standings.heard(), spoken, self._views(), self._stalls, self._doing
+                )
+                self._pauses.begin()
                 if self._closed.wait(self._interval):
                     return
+                pause = self._pauses.end(self._interval)
+                if pause is not None and self._log is not None:
+                    self._log.paused(pause, time.time())
         except Exception:
             log.exception("p2pft status will show nothing new of peers %s", list(self._own))
+
+    @property
+    def _doing(self) -> str:
+        """What this host does before it trains, in words; empty once it trains."""
+        if self._trains:
+            return ""
+        return "meeting the others" if self._meeting.begun else "preparing data and model"
 
     def _stand(self) -> None:
         """Make this host's standing, and give it to all who hear of it."""

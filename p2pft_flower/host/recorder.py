@@ -11,6 +11,7 @@ import traceback
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy.typing as npt
@@ -22,6 +23,7 @@ from p2pft_flower.host.callbacks import Callbacks, WatchedRun
 from p2pft_flower.host.problem import EvaluatesInFull, Objective, Problem, Score
 from p2pft_flower.host.wires import Access
 from p2pft_flower.keeping import lines, sketch
+from p2pft_flower.keeping.absence import returned
 from p2pft_flower.keeping.journal import Journal, JournalError
 from p2pft_flower.keeping.kept import Kept
 from p2pft_flower.keeping.lines import Evaluation, Failed, Outcome, Stall, ViewChange
@@ -260,11 +262,22 @@ class Recorder:
         """Write an unusually long wait of this host into the journal of its first peer; from any thread."""
         self._journals[stall.peer].write(stall)
 
-    def view_changed(self, new: NewView) -> None:
-        """Log, report and write into the journals that the peers go on in another view."""
+    def view_changed(self, new: NewView, done: Mapping[int, int] = MappingProxyType({})) -> None:
+        """Log, report and write into the journals that the peers go on in another view.
+
+        Parameters
+        ----------
+        new : NewView
+            The view.
+        done : mapping of int to int
+            The iterations that peers of this host had completed before they were lost, if this view has let
+            them in; default: not known.
+        """
         place = ", ".join(map(str, new.view.peers))
         called = self._plan.called
-        what = [f"{called(p)} is gone" for p in new.lost] + [f"{called(p)} has come back" for p in new.joined]
+        missed = self._missed(new, done)
+        what = [f"{called(p)} is gone" for p in new.lost]
+        what += [returned(called(p), new.iteration, missed.get(p)) for p in new.joined]
         note = (
             f"view {new.number} after {new.iteration} iterations: {'; '.join(what) or 'nobody was lost'}; "
             f"going on with the peers {place}"
@@ -282,6 +295,7 @@ class Recorder:
             edges=tuple((peers[j], peers[i]) for j, i in new.view.graph.edges),
             lost=new.lost,
             joined=new.joined,
+            missed=missed,
             why=dict(new.why),
             presumed=dict(new.presumed),
             seconds=new.seconds,
@@ -294,6 +308,11 @@ class Recorder:
             journal.write(structs.replace(change, peer=peer))
             journal.sync()  # a resumed run that counts gradients must know of each change
         self._callbacks.view_changed(change)
+
+    def _missed(self, new: NewView, done: Mapping[int, int]) -> dict[int, int]:
+        """Return how many iterations went by without each peer that a view lets in, where that is known."""
+        lost_at = {p: view.iteration for view in self.views for p in view.lost} | dict(done)
+        return {p: max(0, new.iteration - lost_at[p]) for p in new.joined if p in lost_at}
 
     def finish(
         self,

@@ -1,11 +1,13 @@
-"""The lines of a site's own log while its peer trains: its scores, and whom it waits for."""
+"""The lines of a site's own log while its peer trains: its scores, whom it waits for, its own pauses."""
 
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Iterable
 
 from p2pft_flower.host.long_waits import AT_LEAST, Awaited, LongWait
+from p2pft_flower.host.pauses import Pause
 from p2pft_flower.keeping.lines import Evaluation
 from p2pft_flower.keeping.progress import human_bytes, scored
 from p2pft_flower.plan import Plan
@@ -56,6 +58,17 @@ class SiteLog:
             else:
                 line = f"{self._me}: has waited {wait.seconds:.0f} s for {who}; {self._why(wait.awaited)}"
                 self._write(logging.WARNING, line)
+
+    def paused(self, pause: Pause, now: float) -> None:
+        """Write that this process did not run for a while, until ``now``, Unix seconds."""
+        since, until = (time.strftime("%H:%M:%S", time.localtime(t)) for t in (now - pause.seconds, now))
+        why = "it was suspended, or had no processor or memory to run, or one call held all its threads up"
+        if pause.asleep >= AT_LEAST:
+            why = f"its machine was suspended for {pause.asleep:.0f} s of it"
+        line = (
+            f"{self._me}: this process did not run for {pause.seconds:.0f} s, from {since} to {until}: {why}"
+        )
+        self._write(logging.WARNING, line)
 
     def _why(self, awaited: Awaited) -> str:
         if awaited.spoken is None:

@@ -130,6 +130,11 @@ class Standings:
         self._views: list[bytes] = []
         self._refusals = Refusals()
 
+    def check_with(self, signatures: Signatures) -> None:
+        """Use only notes that their authors have signed from now on; for the coordinator, which looks."""
+        with self._lock:
+            self._signatures = signatures
+
     # Of this host -------------------------------------------------------------------------------------
 
     def stand(self, standing: Standing) -> None:
@@ -188,21 +193,27 @@ class Standings:
     def answer(self, known: Gossip) -> Gossip:
         """Return all that is new to one who says what is ``known`` there, for the coordinator's look.
 
-        With it go all changes of view, and the scores of this host's peers with their sketches.
+        With it go all changes of view, the scores of this host's peers with their sketches, and the
+        certificates of authors of whose present life nothing is known there.
 
         Raises
         ------
         ValueError
             If ``known`` names members that the run does not have.
         """
-        answer = Gossip()
+        answer, lives = Gossip(), set[int]()
         with self._lock:
             for board, told, has in (
                 (self._standings, answer.standings, known.known_standings),
                 (self._scores, answer.scores, known.known_scores),
             ):
                 had = records.decode_known(has, self._groups)
-                told.extend(n[1] for m, n in sorted(board.notes.items()) if n[0] > had.get(m, (-1, -1)))
+                new = {m: n for m, n in sorted(board.notes.items()) if n[0] > had.get(m, (-1, -1))}
+                told.extend(n[1] for n in new.values())
+                lives |= {m for m, n in new.items() if n[0][0] > had.get(m, (-1, -1))[0]}
+            if self._signatures is not None:
+                peers = (p for m in sorted(lives) for p in self._groups[m])
+                answer.certificates.extend(c for p in peers for c in self._signatures.certificates(p))
             answer.view_changes.extend(self._views)
             answer.own_scores.extend(self._own_scores)
         return answer
@@ -226,7 +237,7 @@ class Standings:
         return [c for m in new for p in self._groups[m] for c in self._signatures.certificates(p)]
 
     def hear(self, gossip: Gossip) -> None:
-        """Take in another host's gossip; notes with a fault are logged and not used."""
+        """Take in another host's gossip, or its answer; notes with a fault are logged and not used."""
         speaker = self._member_of.get(gossip.sender)
         wrong: list[ValueError] = []
         with self._lock:

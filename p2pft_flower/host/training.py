@@ -37,6 +37,7 @@ from p2pft_flower.host.keeper import Keeper, Moment
 from p2pft_flower.host.problem import Objective, Together, validated
 from p2pft_flower.host.recorder import Outcome, Recorder
 from p2pft_flower.host.session import Session
+from p2pft_flower.keeping.absence import LastWord
 from p2pft_flower.keeping.checkpoints import Checkpoint
 from p2pft_flower.keeping.kept import Kept
 from p2pft_flower.plan import Plan
@@ -283,6 +284,15 @@ class Training:
         log.warning("peers %s: the others have gone on without them; asking to be let in again", self._peers)
         if self.completed is not None:
             self._keeper.keep_stopped(self.completed)
+
+    def done_before(self, last_words: Mapping[int, LastWord]) -> dict[int, int]:
+        """Return the iterations that each peer had completed before a view let it in, where that is known.
+
+        ``last_words`` has the last word of a peer's earlier life, from before this process.
+        """
+        if self.states:
+            return dict.fromkeys(self._peers, self.done)
+        return {p: word.iteration for p, word in last_words.items()}
 
     @property
     def sent(self) -> tuple[dict[int, int], float]:

@@ -57,6 +57,9 @@ class PeerNow(msgspec.Struct, frozen=True, kw_only=True):
         another one), ``finished``; empty: nothing was heard of it yet.
     view, iteration : int
         The view that the peer is in, and the number of iterations that it has completed.
+    doing : str
+        What a peer of this process that is ``preparing`` does, in words: ``reading data``, ``preparing data
+        and model``, ``meeting the others``; empty: not known.
     busy : float
         Seconds that it had been in this state when it said so.
     awaited : int or None
@@ -89,6 +92,7 @@ class PeerNow(msgspec.Struct, frozen=True, kw_only=True):
     accuracy: float | None = None
     accuracy_unseen: float | None = None
     bytes_sent: Count = 0
+    doing: str = ""
 
 
 class Point(msgspec.Struct, frozen=True, array_like=True):
@@ -175,6 +179,11 @@ class Bulletin(msgspec.Struct, frozen=True, kw_only=True):
         The scores of each peer so far, thinned.
     apart : tuple of Apart
         The consensus error so far, thinned.
+    hosts : tuple of tuple of int
+        The peers of each host of the run, ascending by the lowest.
+    gone : dict of int to float
+        The time, Unix seconds, of the last word of each peer that is in no view at the moment, from before it
+        was lost; a peer is missing if this process has not heard it before.
     """
 
     run: str
@@ -198,6 +207,8 @@ class Bulletin(msgspec.Struct, frozen=True, kw_only=True):
     edges: tuple[EdgeNow, ...] = ()
     history: dict[PeerNumber, tuple[Point, ...]] = {}
     apart: tuple[Apart, ...] = ()
+    hosts: tuple[tuple[PeerNumber, ...], ...] = ()
+    gone: dict[PeerNumber, float] = {}
 
     @property
     def alive(self) -> bool:

@@ -146,6 +146,9 @@ class ViewChange(Line, frozen=True, kw_only=True, tag="view"):
         This host's observation on each lost peer; its presumption if it has no observation.
     seconds : float
         Seconds from the moment when this host stopped iterating until it took this view up.
+    missed : dict of int to int
+        Number of iterations that went by without a peer of ``joined``; a peer is missing if this host does
+        not know when it was lost.
     """
 
     number: Count
@@ -157,6 +160,7 @@ class ViewChange(Line, frozen=True, kw_only=True, tag="view"):
     why: dict[PeerNumber, str]
     presumed: dict[PeerNumber, str]
     seconds: float
+    missed: dict[PeerNumber, Count] = {}
 
 
 class Stall(Line, frozen=True, kw_only=True, tag="stall"):

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from p2pft_flower.errors import Cause, DataError, TopologyError
+from p2pft_flower.errors import Cause, DataError, TopologyError, said_by
 from p2pft_flower.facts import PeerFacts, Row, RunFacts
 from p2pft_flower.keeping.journal import Life, by_run, read_journal
 from p2pft_flower.keeping.lines import AnyLine, Evaluation, Failed, Outcome, Run, ViewChange
@@ -325,9 +325,9 @@ def _ending(there: Mapping[int, Failed], given_up: Mapping[int, Failed]) -> tupl
         return None, ""
     peer = _says_most(there)
     if there[peer].cause == Cause.STOPPED.name:
-        return "stopped", f"peer {peer}: {there[peer].error}"
+        return "stopped", said_by(f"peer {peer}", there[peer].error)
     peer = _says_most(given_up)
-    return "failed", f"peer {peer}: {given_up[peer].error}"
+    return "failed", said_by(f"peer {peer}", given_up[peer].error)
 
 
 def _says_most(lines: Mapping[int, Failed]) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
@@ -10,13 +10,13 @@ import msgspec
 
 from p2pft_flower.errors import DataError, called
 from p2pft_flower.keeping.journal import Life, by_run, read_journal
-from p2pft_flower.keeping.lines import AnyLine, Failed, Outcome, Run, Stall, ViewChange
+from p2pft_flower.keeping.lines import Failed, Outcome, Run, Stall, ViewChange
 from p2pft_flower.keeping.progress import Progress
 from p2pft_flower.report.charts import HistoryRow, charts_of_history
 from p2pft_flower.report.collected import PeerFiles, find_peers
 from p2pft_flower.report.live_page import Page, PageEdge, stall_events, view_events
 from p2pft_flower.report.results import FILE, log_name, merged_views, read_results
-from p2pft_flower.report.stand_stills import longest
+from p2pft_flower.report.stand_stills import StandStill, of_journals
 from p2pft_flower.report.status import PeerStatus
 from p2pft_flower.typed import MAX_PEERS, Count, PeerNumber, converted
 
@@ -47,6 +47,7 @@ class _View(msgspec.Struct, frozen=True, kw_only=True):
     lost: list[PeerNumber]
     joined: list[PeerNumber]
     why: dict[PeerNumber, str]
+    missed: dict[PeerNumber, Count] = {}
 
 
 class _Graph(msgspec.Struct, frozen=True, kw_only=True):
@@ -142,7 +143,9 @@ def _ending_of_lives(lives: Sequence[Life]) -> Ending | None:
         if lines and isinstance(last := lines[-1], Failed):
             stopped = last.cause == "STOPPED"
             said = f"{called(run.peer, _names(run))} {'was stopped' if stopped else 'failed'} in iteration"
-            return Ending("stopped" if stopped else "failed", f"{said} {last.iteration}: {last.error}")
+            own = f"peer {run.peer} stopped in iteration {last.iteration}: "  # as it tells others
+            text = f"{said} {last.iteration}: {last.error.removeprefix(own)}"
+            return Ending("stopped" if stopped else "failed", text)
     if not lives or not all(lines and isinstance(lines[-1], Outcome) for _, lines in lives):
         return None
     first = lives[0].run
@@ -158,7 +161,8 @@ def _names(run: Run) -> dict[int, str]:
 
 def _page_of_results(folder: Path, results: _Results) -> Page:
     views, graph = results.views or [], results.graph
-    lines = _told_here(folder, results.run)
+    files = _files_here(folder, results.run)
+    lines = [line for f in files for line in f.lines]
     ended = {row.peer: row for row in results.peers}
     peers = [_of_row(row, results) for row in results.peers]
     pooled = [row.name for row in results.peers] == [_POOLED]
@@ -180,18 +184,22 @@ def _page_of_results(folder: Path, results: _Results) -> Page:
         edges=[] if pooled or results.algorithm == "local" else views[-1].edges if views else edges,
         views=views,
         times={line.number: line.time for line in lines if isinstance(line, ViewChange)},
-        stalls=longest(line for line in lines if isinstance(line, Stall)),
+        waits=_waits(files),
         history=results.history,
         error=results.consensus_error,
     )
 
 
-def _told_here(folder: Path, run: str) -> list[AnyLine]:
-    """Return the lines of the journals of a run that lie in its folder; none if they lie elsewhere."""
+def _files_here(folder: Path, run: str) -> list[PeerFiles]:
+    """Return the journals of a run that lie in its folder; none if they lie elsewhere."""
     try:
-        return [line for files in find_peers([folder], run).values() for line in files.lines]
+        return list(find_peers([folder], run).values())
     except DataError:
         return []
+
+
+def _waits(files: Iterable[PeerFiles]) -> tuple[list[Stall], list[StandStill]]:
+    return of_journals([f.run, *f.earlier, *f.lines] for f in files)
 
 
 def _page_of_journals(folder: Path, files: Mapping[int, PeerFiles]) -> Page:
@@ -204,7 +212,6 @@ def _page_of_journals(folder: Path, files: Mapping[int, PeerFiles]) -> Page:
             progress.fill(line.report)
     changes = [line for f in files.values() for line in f.lines if isinstance(line, ViewChange)]
     views = converted([*map(dict, merged_views(changes, first.facts.live))], list[_View], folder)
-    stalls = [line for f in files.values() for line in f.lines if isinstance(line, Stall)]
     rows = {row.peer: row.weights for f in files.values() for row in f.about.rows}
     edges = [(j, i) for i, row in sorted(rows.items()) for j in row if i != j]
     history = converted(progress.history(), list[HistoryRow], folder)
@@ -221,7 +228,7 @@ def _page_of_journals(folder: Path, files: Mapping[int, PeerFiles]) -> Page:
         edges=views[-1].edges if views else edges,
         views=views,
         times={change.number: change.time for change in changes},
-        stalls=longest(stalls),
+        waits=_waits(files.values()),
         history=history,
         error=history[-1].consensus_error if history and len(files) == total else None,
     )
@@ -279,19 +286,15 @@ def _page(
     peers: Sequence[PeerStatus] = (),
     edges: Sequence[tuple[int, int]] = (),
     times: Mapping[int, float] | None = None,
-    stalls: Sequence[Stall] = (),
+    waits: tuple[Sequence[Stall], Sequence[StandStill]] = ((), ()),
     history: Sequence[HistoryRow] = (),
     error: float | None = None,
 ) -> Page:
     names = {p.peer: p.name for p in peers if p.name}
     at = times or {}
-    events = [
-        event
-        for v in views
-        for event in view_events(at.get(v.number, 0.0), v.number, v.iteration, v.lost, v.joined, v.why, names)
-    ]
-    if stalls:  # of journals, which have all times
-        events = sorted([*events, *stall_events(stalls, names)], key=lambda event: event.time)
+    events = [event for v in views for event in view_events(at.get(v.number, 0.0), v, v.why, names)]
+    if waits[0]:  # of journals, which have all times
+        events = sorted([*events, *stall_events(*waits, names)], key=lambda event: event.time)
     done = max((p.iteration for p in peers if p.state != "lost"), default=0)
     return Page(
         run=run,

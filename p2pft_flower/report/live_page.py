@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Protocol
 
 import msgspec
 
 from p2pft_flower.errors import called
+from p2pft_flower.keeping.absence import returned
 from p2pft_flower.keeping.bulletins import Bulletin, EdgeNow, Point
 from p2pft_flower.keeping.lines import Stall, ViewChange
 from p2pft_flower.report.charts import Chart, charts_of_points
-from p2pft_flower.report.stand_stills import sentence
+from p2pft_flower.report.stand_stills import StandStill, clock, others, sentence, stood_still
 from p2pft_flower.report.status import PeerStatus, RunStatus, reason_of, status_of
 
 __all__ = ["Event", "Page", "PageEdge", "page_of", "stall_events", "turns", "view_events"]
@@ -52,6 +53,21 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
     time: float
     kind: str
     text: str
+
+
+class Changed(Protocol):
+    """A change of view, of a journal or of results.json, with the fields of ``ViewChange``."""
+
+    @property
+    def number(self) -> int: ...
+    @property
+    def iteration(self) -> int: ...
+    @property
+    def lost(self) -> Sequence[int]: ...
+    @property
+    def joined(self) -> Sequence[int]: ...
+    @property
+    def missed(self) -> Mapping[int, int]: ...
 
 
 class Page(msgspec.Struct, frozen=True, kw_only=True):
@@ -126,7 +142,7 @@ def page_of(bulletins: Sequence[Bulletin], now: float) -> Page:
     if not alive:
         told = "No process of this run is left on this machine: they were killed. This is their last word."
     elif now - news > _STALE:
-        told = f"The run's processes here have written nothing since {_clock(news)}: are they suspended?"
+        told = f"The run's processes here have written nothing since {clock(news)}: are they suspended?"
     else:
         told = ""
     live = max(bulletins, key=lambda b: (b.alive, len(b.views), b.written)).live
@@ -200,26 +216,27 @@ def _latest_first(status: RunStatus, bulletins: Sequence[Bulletin]) -> tuple[Eve
     """Return the events of a run's changes of view and stand-stills."""
     names = {p.peer: p.name for p in status.peers if p.name}
     events = [e for v in status.views for e in _events(v, names, bulletins)]
-    events += stall_events(status.stalls, names)
+    events += stall_events(status.stalls, status.stand_stills, names)
     return tuple(sorted(events, key=lambda e: e.time)[::-1])
 
 
-def stall_events(stalls: Iterable[Stall], names: Mapping[int, str]) -> list[Event]:
-    """Return an event for each wait, which is over."""
-    return [Event(time=s.time, kind="plain", text=sentence(s, names)) for s in stalls]
+def stall_events(
+    stalls: Iterable[Stall], stills: Sequence[StandStill], names: Mapping[int, str]
+) -> list[Event]:
+    """Return an event for each stand-still of all, and for each other wait, which is over."""
+    told = [(s.time, sentence(s, names)) for s in others(stalls, stills)]
+    told += [(s.end, stood_still(s, names)) for s in stills]
+    return [Event(time=at, kind="plain", text=text) for at, text in told]
 
 
 def _events(v: ViewChange, names: Mapping[int, str], bulletins: Sequence[Bulletin]) -> list[Event]:
     why = {p: reason_of(bulletins, v, p) for p in v.lost}
-    return view_events(v.time, v.number, v.iteration, v.lost, v.joined, why, names)
+    return view_events(v.time, v, why, names)
 
 
 def view_events(
     at: float,
-    number: int,
-    iteration: int,
-    lost: Sequence[int],
-    joined: Sequence[int],
+    change: Changed,
     why: Mapping[int, str],
     names: Mapping[int, str],
 ) -> list[Event]:
@@ -229,18 +246,21 @@ def view_events(
     ----------
     at : float
         The time, Unix seconds; 0: it is not known.
-    number, iteration, lost, joined, why
-        As in :class:`~p2pft_flower.keeping.lines.ViewChange`.
+    change : Changed
+        The change of view.
+    why : mapping of int to str
+        The reason of each loss, where it is known.
     names : mapping of int to str
         The names of the peers that have one.
     """
-    after = f"after {iteration} iterations (view {number})"
-    gone = [(p, f"{called(p, names)} was lost {after}") for p in lost]
+    after = f"after {change.iteration} iterations (view {change.number})"
+    gone = [(p, f"{called(p, names)} was lost {after}") for p in change.lost]
     events = [
         Event(time=at, kind="bad", text=f"{text}: {why[p]}" if why.get(p) else text) for p, text in gone
     ]
-    events += [Event(time=at, kind="good", text=f"{called(p, names)} has come back {after}") for p in joined]
-    nobody = f"the peers went on in view {number} after {iteration} iterations; nobody was lost"
+    back = [returned(called(p, names), change.iteration, change.missed.get(p)) for p in change.joined]
+    events += [Event(time=at, kind="good", text=f"{text} {after}") for text in back]
+    nobody = f"the peers went on in view {change.number} after {change.iteration} iterations; nobody was lost"
     return events or [Event(time=at, kind="plain", text=nobody)]
 
 
@@ -262,7 +282,3 @@ def turns(before: Mapping[int, PeerStatus], page: Page) -> list[Event]:
             text = f"{p.called} is {was.state} no more: it is {p.state}"
             events.append(Event(time=page.time, kind="good", text=text))
     return events
-
-
-def _clock(moment: float) -> str:
-    return time.strftime("%H:%M:%S", time.localtime(moment))

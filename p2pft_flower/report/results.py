@@ -7,7 +7,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -38,6 +38,7 @@ __all__ = [
     "require_place",
     "require_schema",
     "runs_folder",
+    "stopped_tail_name",
     "summary",
     "tail_name",
     "take_place",
@@ -68,6 +69,8 @@ class ViewRow(TypedDict):
     joined: list[int]
     why: dict[str, str]
     seconds: float
+    missed: dict[str, int]
+    time: float
 
 
 def default_output_dir(run: str, name: str = "") -> Path:
@@ -159,7 +162,8 @@ def merged_views(told: Iterable[ViewChange], first: Iterable[int]) -> list[ViewR
 
     ``lost`` of each change is relative to the view before. ``why`` joins the observations of all hosts; a
     presumption on a peer appears only if no host has an observation on it. ``seconds`` is the longest that a
-    host reported.
+    host reported. ``missed`` counts from the view that lost the peer, or else is what hosts have told.
+    ``time`` is the first at which a host took the view up.
 
     Parameters
     ----------
@@ -175,9 +179,11 @@ def merged_views(told: Iterable[ViewChange], first: Iterable[int]) -> list[ViewR
         # A host that was away also names peers that joined earlier views; all hosts name those of this view.
         one["joined"] = sorted({*one["joined"]}.intersection(change.joined))
         one["seconds"] = max(one["seconds"], change.seconds)
+        one["time"] = min(one["time"], change.time)
     before = set(first)
     for one in views.values():
         one["lost"], before = sorted(before.difference(one["peers"])), set(one["peers"])
+    _note_missed(views, changes)
     for reasons in ("why", "presumed"):
         for change in changes:
             for peer, why in getattr(change, reasons).items():
@@ -186,6 +192,18 @@ def merged_views(told: Iterable[ViewChange], first: Iterable[int]) -> list[ViewR
                 if gone:
                     views[gone[-1]]["why"].setdefault(str(peer), why)
     return list(views.values())
+
+
+def _note_missed(views: Mapping[int, ViewRow], changes: Iterable[ViewChange]) -> None:
+    """Set ``missed`` of each view, ascending, whose ``lost`` and ``joined`` are known."""
+    lost_at: dict[int, int] = {}
+    for number, one in views.items():
+        told: dict[int, int] = {}
+        for change in changes:
+            told |= change.missed if change.number == number else {}
+        told |= {p: one["iteration"] - lost_at[p] for p in one["joined"] if p in lost_at}
+        one["missed"] = {str(p): told[p] for p in one["joined"] if p in told}
+        lost_at |= dict.fromkeys(one["lost"], one["iteration"])
 
 
 def _row(change: ViewChange) -> ViewRow:
@@ -198,6 +216,8 @@ def _row(change: ViewChange) -> ViewRow:
         joined=list(change.joined),
         why={},
         seconds=change.seconds,
+        missed={},
+        time=change.time,
     )
 
 
@@ -209,6 +229,11 @@ def log_name(peer: int) -> str:
 def tail_name(peer: int) -> str:
     """Return the path of a peer's tail, relative to a run's folder."""
     return f"peers/peer-{peer}.safetensors"
+
+
+def stopped_tail_name(peer: int) -> str:
+    """Return the path of what a peer had when it stopped before its end, relative to a run's folder."""
+    return f"peers/peer-{peer}.stopped.safetensors"
 
 
 def write_results(folder: Path, results: dict[str, Any]) -> Path:

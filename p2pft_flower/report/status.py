@@ -7,14 +7,15 @@ what its host knows from gossip, at the coordinator what the peers report, in a 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 
 import msgspec
 
+from p2pft_flower.agreement.quorum import is_quorum
 from p2pft_flower.errors import called
 from p2pft_flower.keeping.bulletins import Bulletin, PeerNow
 from p2pft_flower.keeping.lines import Stall, ViewChange
-from p2pft_flower.report.stand_stills import longest
+from p2pft_flower.report.stand_stills import StandStill, all_stood_still, longest
 
 __all__ = ["PeerStatus", "RunStatus", "reason_of", "status_of"]
 
@@ -100,6 +101,8 @@ class RunStatus(msgspec.Struct, frozen=True, kw_only=True):
         The changes of view.
     stalls : tuple of Stall
         When peers of this machine waited unusually long, and for whom; what is over.
+    stand_stills : tuple of StandStill
+        When all hosts of the view waited, and for whom, as far as the waits that are known here show it.
     consensus_error : float or None
         An estimate of the peers' distance from their mean, after their last evaluation.
     left : float or None
@@ -120,6 +123,7 @@ class RunStatus(msgspec.Struct, frozen=True, kw_only=True):
     view: int
     views: tuple[ViewChange, ...]
     stalls: tuple[Stall, ...]
+    stand_stills: tuple[StandStill, ...]
     consensus_error: float | None
     left: float | None
     at_risk: bool
@@ -157,12 +161,20 @@ def status_of(bulletins: Sequence[Bulletin], now: float) -> RunStatus:
         view=best.views[-1].number if best.views else 0,
         views=best.views,
         stalls=tuple(longest(s for b in bulletins for s in b.stalls)),
+        stand_stills=tuple(
+            all_stood_still([s for b in bulletins for s in b.stalls], hosts_of(best), best.views)
+        ),
         consensus_error=None if not apart else max(apart, key=lambda b: b.written).consensus_error,
         left=_left([p for p in peers if p.peer in best.live], best.iterations - done),
         at_risk=at_risk,
         risk=risk,
         folder=best.folder,
     )
+
+
+def hosts_of(bulletin: Bulletin) -> tuple[tuple[int, ...], ...]:
+    """Return the peers of each host; of an earlier version's bulletin, which has none, each peer alone."""
+    return bulletin.hosts or tuple((p.peer,) for p in bulletin.peers)
 
 
 def _newest(bulletins: Sequence[Bulletin], now: float) -> dict[int, PeerNow]:
@@ -241,9 +253,10 @@ def _peer_status(
     if peer not in best.live:
         change = next((v for v in reversed(best.views) if peer in v.lost), None)
         state = "lost"
-        since = _gone_for(contact, change, time_now)
+        gone = next((b.gone[peer] for b in (best, *bulletins) if peer in b.gone), None)
+        since = _gone_for(contact, change, time_now) if gone is None else max(0.0, time_now - gone)
         why = "" if change is None else reason_of(bulletins, change, peer)
-        if own is not None and own.alive and change is not None and own.begun > change.time:
+        if own is not None and own.alive and since is not None and time_now - own.begun < since:
             back = (
                 f"it has been coming back for {time_now - own.begun:.0f} s (p2pft rejoin, process {own.pid})"
             )
@@ -261,6 +274,8 @@ def _peer_status(
         spoke = "" if contact is None else f"; it spoke {contact:.0f} s ago, so it is not lost yet"
         why = f"{called(waiting, best.names)} has waited {seconds:.0f} s for it{spoke}"
         state = "slow"
+    elif state == "preparing":
+        why = now.doing
     elif now.awaited is not None:
         why = f"for {called(now.awaited, best.names)}"
     return PeerStatus(
@@ -330,10 +345,11 @@ def _risk(best: Bulletin, peers: Sequence[PeerStatus]) -> tuple[bool, str]:
         parts.append(f"{_listed(silent)} {_is(silent)} silent")
     if best.on_failure == "stop":
         parts.append("the loss of any peer ends the run (on-failure = stop)")
-    spare = min((there - 1) // 2, there - max(1, best.min_peers))
+    spare = _spare(best, {p.peer for p in peers if p.state == "ended"})
     if best.on_failure in ("continue", "wait"):
         more = "more " if gone or killed else ""
-        several = f"one {more}peer" if spare == 1 else f"{spare} {more}peers at once"
+        what = "host" if any(len(host) > 1 for host in hosts_of(best)) else "peer"
+        several = f"one {more}{what}" if spare == 1 else f"{spare} {more}{what}s at once"
         parts.append(
             f"one {more}loss may end the run" if spare < 1 else f"the run would bear the loss of {several}"
         )
@@ -341,6 +357,22 @@ def _risk(best: Bulletin, peers: Sequence[PeerStatus]) -> tuple[bool, str]:
     if not parts:
         return False, "The result is not at risk: no peer waits for another."
     return at_risk, f"The result is {'at risk' if at_risk else 'not at risk'}: {'; '.join(parts)}."
+
+
+def _spare(best: Bulletin, killed: Set[int]) -> int:
+    """Return how many members could be lost at once, whichever they are, and the others go on.
+
+    These must be a quorum of the view, in which those count that were killed and are not lost yet, and have
+    ``min-peers`` peers. A member is a host, with all its peers.
+    """
+    members = {min(host): live for host in hosts_of(best) if (live := set(host).intersection(best.live))}
+    there = sorted(m for m, peers in members.items() if not peers <= killed)
+    sizes = sorted(len(members[m]) for m in there)
+    for lost in range(len(there)):
+        rest = there[lost:]  # the worst case: a half without the lowest member is no quorum
+        if not is_quorum(rest, members) or sum(sizes[: len(rest)]) < max(1, best.min_peers):
+            return lost - 1
+    return len(there) - 1
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -10,9 +10,10 @@ import msgspec
 from rich.table import Table
 
 from p2pft_flower.errors import called, printable
+from p2pft_flower.keeping.absence import returned
 from p2pft_flower.keeping.lines import ViewChange
 from p2pft_flower.keeping.progress import human_bytes
-from p2pft_flower.report.stand_stills import sentence
+from p2pft_flower.report.stand_stills import clock, others, sentence, stood_still
 from p2pft_flower.report.status import PeerStatus, RunStatus
 from p2pft_flower.report.tables import number, render
 
@@ -49,7 +50,7 @@ def span(seconds: float | None) -> str:
 def status_table(status: RunStatus, now: float) -> str:
     """Return the state of a run as a table and sentences."""
     done = f"iteration {status.iteration} of {status.iterations}"
-    table = Table(title=f"run {status.run} at {_clock(now)}: {done}")
+    table = Table(title=f"run {status.run} at {clock(now)}: {done}")
     for column in _COLUMNS:
         table.add_column(column, justify="left" if column in ("name", "state") else "right")
     for p in status.peers:
@@ -79,8 +80,9 @@ def _sentences(status: RunStatus, now: float) -> list[str]:
         (v.time, f"view {v.number} after {v.iteration} iterations: {_who_changed(v, names)}")
         for v in status.views
     ]
-    happened += [(s.time, sentence(s, names)) for s in status.stalls]
-    lines += [f"{_clock(at)} {what}" for at, what in sorted(happened)]
+    happened += [(s.time, sentence(s, names)) for s in others(status.stalls, status.stand_stills)]
+    happened += [(s.end, stood_still(s, names)) for s in status.stand_stills]
+    lines += [f"{clock(at)} {what}" for at, what in sorted(happened)]
     lines.append(status.risk)
     if status.left is not None and status.left > 0:
         at = time.strftime("%H:%M", time.localtime(now + status.left))
@@ -98,6 +100,8 @@ def _word(peer: PeerStatus) -> str:
     """Return a peer's state for people; to wait for a moment is part of every iteration."""
     if peer.state == "waiting" and (peer.since or 0.0) >= _WAITS_LONG:
         return f"waiting {peer.why}"
+    if peer.state == "preparing" and peer.why:
+        return peer.why
     words = {"ended": "killed", "unknown": "not heard of yet", "computing": "training", "waiting": "training"}
     return words.get(peer.state, peer.state)
 
@@ -107,13 +111,9 @@ def _been(peer: PeerStatus) -> str:
     return f"is {state}" if peer.since is None else f"has been {state} for {span(peer.since)}"
 
 
-def _clock(moment: float) -> str:
-    return time.strftime("%H:%M:%S", time.localtime(moment))
-
-
 def _who_changed(change: ViewChange, names: Mapping[int, str]) -> str:
     parts = [f"{called(p, names)} was lost" for p in change.lost]
-    parts += [f"{called(p, names)} has come back" for p in change.joined]
+    parts += [returned(called(p, names), change.iteration, change.missed.get(p)) for p in change.joined]
     return "; ".join(parts) or "nobody was lost"
 
 

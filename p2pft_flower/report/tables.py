@@ -210,7 +210,9 @@ def view_lines(views: Sequence[Mapping[str, Any]]) -> list[str]:
             f"peer {p} lost ({printable(why[str(p)])})" if str(p) in why else f"peer {p} lost"
             for p in view["lost"]
         ]
-        changes += [f"peer {p} joined" for p in view["joined"]]
+        missed = view.get("missed", {})
+        behind = {p: f", {missed[str(p)]} iterations behind" for p in view["joined"] if str(p) in missed}
+        changes += [f"peer {p} joined{behind.get(p, '')}" for p in view["joined"]]
         edges = view["edges"]
         graph = f"{len(edges)} edges"
         if len(edges) <= EDGES_SHOWN:

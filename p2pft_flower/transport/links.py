@@ -251,7 +251,7 @@ class Links(Closing):
         """Wait until every payload has been taken in; see `Sending.flush`."""
         self._sending.flush(timeout)
 
-    def stop(self, origin: int, iteration: int, reason: str, cause: Cause, timeout: float = 2.0) -> int:
+    def stop(self, origin: int, iteration: int, reason: str, cause: Cause, timeout: float = 2.0) -> list[int]:
         """Tell every remote neighbour, in both directions of edges, that ``origin`` gives up. Never raises.
 
         Parameters
@@ -269,8 +269,8 @@ class Links(Closing):
 
         Returns
         -------
-        int
-            Number of neighbours that have taken the stop.
+        list of int
+            The neighbours that have taken the stop, ascending.
         """
         edges = self.edges
         stops = {
@@ -285,9 +285,10 @@ class Links(Closing):
             for remote, local in edges.neighbours.items()
         }
         try:
-            return len(stops) - len(self._tasks.run(stop_all, self._gossip_channels, stops, timeout))
+            missed = self._tasks.run(stop_all, self._gossip_channels, stops, timeout)
         except (ExchangeStoppedError, CancelledError):  # the links were closed
-            return 0
+            return []
+        return sorted(stops.keys() - missed.keys())
 
     def gossip_all(
         self, messages: Mapping[int, pb.Gossip], timeout: float

@@ -5,11 +5,13 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import stat
 import sys
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 from typer.testing import CliRunner
 
 from p2pft_flower.cli import app
@@ -76,6 +78,22 @@ def test_json_says_what_was_written_and_answered_and_all_say_what_is_left_out(co
     assert [run["agreed"] for run in told["runs"]] == ["yes", "yes", "one model", "no"]
     assert [answer["question"] for answer in told["answers"]][1] == "Do the peers agree?"
     assert told["left_out"]["p2pft"] == "no tail lies in p2pft/peers"
+
+
+def test_tails_of_stopped_peers_are_said_to_be_there_and_after_how_many_iterations(compared, tmp_path):
+    run = tmp_path / "stopped"
+    shutil.copytree(compared / "p2pft", run)
+    for peer, done in ((0, "240"), (1, "240"), (3, "180")):
+        path = run / "peers" / f"peer-{peer}.stopped.safetensors"
+        save_file({"a": np.zeros(2)}, path, metadata={"iterations": done})
+    told = json.loads(invoke("report", run, "-o", tmp_path / "s.html", "--json").stdout)
+    (reason,) = told["left_out"].values()
+    assert "no tail" not in reason
+    assert reason.startswith("in stopped/peers lie only tails of peers that stopped before their end")
+    assert reason.endswith(": peers 0 1 after 240 iterations; peer 3 after 180 iterations")
+    assert "; peer 3 after 180 iterations" in (tmp_path / "s.html").read_text()
+    refused = invoke("evaluate", run)
+    assert "give one of their tails by its name: peer-0.stopped.safetensors, peer-1" in refused.stderr
 
 
 def test_tails_are_scored_as_p2pft_evaluate_scores_them(trained, tmp_path):

@@ -152,7 +152,7 @@ def main(pipe: Connection, plan_json: str, orders: Orders, joining: bool) -> Non
     if orders.payloads:
         PAYLOADS[orders.payloads](reporter)
     try:
-        Host(plan, problem, Access(insecure=bool(orders.namespace)), joining=joining).run()
+        Host(plan, problem, Access(insecure=bool(orders.namespace)), joining=joining, tells=True).run()
     except (P2PFTError, PeerFailedError, LostContactError) as error:
         logging.exception("it ended with an error")
         reporter.say("error", type(error).__name__, str(error))
@@ -216,10 +216,10 @@ def watch_views(reporter: Reporter, *, fill: bool) -> None:
     """Say which peers are in a view that is installed; before it is noted, ``fill`` the disk."""
     original = Recorder.view_changed
 
-    def view_changed(self, new):
+    def view_changed(self, new, *more):
         if fill:
             fill_disks()
-        original(self, new)
+        original(self, new, *more)
         reporter.say("view", *new.view.peers)
 
     Recorder.view_changed = view_changed

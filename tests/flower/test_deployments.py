@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 
+from p2pft_flower.keeping.bulletins import bulletins
 from p2pft_flower.keeping.running import running
 from p2pft_flower.lab.ports import free_ports
 from p2pft_flower.report.collected import collect_results, find_peers
@@ -173,6 +174,38 @@ def test_a_sites_command_ends_all_peers_at_once_also_after_a_loss_with_a_table_o
     assert json.loads(json.dumps(found["peers"])) == results["peers"]
 
 
+def test_a_peer_that_came_back_stands_in_the_results_of_a_stop_as_the_others_do(
+    deployment, tmp_path, monkeypatch
+):
+    settings = {**FOR_EVER, **PATIENT, "peer_timeout": 5.0, "output_dir": str(tmp_path)}
+    run = deployment.run(**settings, topology="directed-ring:3")
+    deployment.trains(run)
+    monkeypatch.setenv("P2PFT_HOME", deployment.environment["P2PFT_HOME"])
+    (victim,) = (there for there in running(run) if there.peers == (2,))
+    os.kill(victim.pid, signal.SIGTERM)
+    wait_until(lambda: deployment.lines(run, 0, "view"), "the others go on", said=deployment.said)
+    rejoined = deployment.start_p2pft("rejoin", run, "--node-config", deployment.node_config(2))
+
+    def scored_again():
+        back = [view for view in deployment.lines(run, 0, "view") if view["joined"] == [2]]
+        told = [p for b in bulletins(run) if b.own == (0,) for p in b.peers if p.peer == 2]
+        return back and [p for p in told if (p.evaluated or 0) > back[0]["iteration"]]
+
+    wait_until(scored_again, "peer 0 has heard of its scores", said=deployment.said)
+    deployment.p2pft("stop", run)
+    assert rejoined.wait(60) == 1
+    deployment.ended(run)
+    results = read_results(tmp_path)
+    lost, back = results["views"]
+    assert results["status"] == "stopped", results["error"]
+    assert results["error"].startswith("peer 0 stopped in iteration "), "by one name, not by two"
+    assert back["missed"] == {"2": back["iteration"] - lost["iteration"]}
+    (row,) = (row for row in results["peers"] if row["peer"] == 2)
+    assert "came back (p2pft rejoin) and was stopped with the others, last heard of after" in row["state"]
+    assert row["iterations"] > back["iteration"]
+    assert row["accuracy"] is not None
+
+
 def test_sites_whose_supernodes_die_are_left_behind_and_named_in_the_results(deployment, tmp_path):
     # Their peers train on until they are told, which takes Flower some seconds, and the second one 20.
     settings = {"iterations": 1000, "evaluate_every": 20, "peer_timeout": 5.0, "output_dir": str(tmp_path)}
@@ -201,7 +234,8 @@ def test_sites_whose_supernodes_die_are_left_behind_and_named_in_the_results(dep
     assert results["history"][-1]["accuracy"][1:] == [None, None]
     found = collect_results(find_peers([output / run for output in deployment.outputs]))
     for view in (*found["views"], *results["views"]):
-        view.pop("seconds")  # those of the slowest peer whose log is read; the coordinator has peer 0's alone
+        for key in ("seconds", "time"):  # of all peers whose log is read; the coordinator has peer 0's alone
+            view.pop(key)
     assert found["views"] == results["views"]
     assert found["status"] == results["status"]
 

@@ -15,11 +15,13 @@ from p2pft_flower.flower.logs import status_in
 from p2pft_flower.flower.nodes import RunFailedError
 from p2pft_flower.flower.signals import before_obeying
 from p2pft_flower.host.host import Host
+from p2pft_flower.keeping.bulletins import bulletins
 from p2pft_flower.keeping.checkpoints import CheckpointError
 from p2pft_flower.keeping.journal import JournalError
 from p2pft_flower.report.results import read_results
 from p2pft_flower.transport import ExchangeStoppedError
 
+from ..host.hosts import until
 from ..journals import made_line
 from .engine import run_app
 
@@ -32,6 +34,8 @@ VIEW = {
     "joined": [],
     "why": {"3": "the disk was full"},
     "seconds": 0.5,
+    "missed": {},
+    "time": 1.8e9,
 }
 
 
@@ -76,7 +80,7 @@ def test_a_failed_run_says_its_cause_and_not_that_the_others_were_stopped_by_it(
         run_app(tmp_path, nodes=4, slots=4, iterations=6)
     results = read_results(tmp_path)
     assert (results["status"], results["views"]) == ("failed", [VIEW])
-    assert results["error"] == "peer 2: peer 2: no space is left"
+    assert results["error"] == "peer 2: no space is left"
     assert "view 1 after iteration 3" in capsys.readouterr().out
 
 
@@ -172,3 +176,18 @@ def test_results_that_cannot_be_written_are_told_of(ending, caplog):
     assert ending.was_stopped(signal.SIGTERM)  # and the signal is obeyed all the same
     assert "run 7: the run was stopped" in caplog.text
     assert "its results cannot be written" in caplog.text
+
+
+def test_a_run_is_there_for_p2pft_status_while_its_peers_still_read_their_data(tmp_path, monkeypatch):
+    real, seen = client._host, []
+
+    def reads(plan, site, **more):
+        until(lambda: any(plan.peers[0].peer in b.own for b in bulletins(plan.run)))
+        seen.extend(p.doing for b in bulletins(plan.run) for p in b.peers if p.peer in b.own)
+        return real(plan, site, **more)
+
+    monkeypatch.setattr(client, "_host", reads)
+    run_app(tmp_path, nodes=4, slots=4, iterations=2)
+    assert len(seen) >= 4
+    assert "reading data" in seen
+    assert bulletins() == []

@@ -8,16 +8,21 @@ from functools import partial
 from types import SimpleNamespace
 
 import pytest
+from msgspec import structs
 
 from p2pft_flower.errors import Cause
 from p2pft_flower.flower import messages, nodes, peer_run
 from p2pft_flower.flower.ending import ResultsOnce
+from p2pft_flower.flower.nodes import RunFailedError
+from p2pft_flower.host.hearsay import HeardOf
+from p2pft_flower.keeping.lines import Report
 from p2pft_flower.typed import plain
 from tests.journals import made_line
 
 from .test_signals import deployment
 
 OUTCOME = made_line("end")
+CERTIFICATES = SimpleNamespace(checked_signatures=lambda: "signatures")
 
 
 def view(number, peers, **why):
@@ -36,6 +41,7 @@ def results(tmp_path, monkeypatch, ended, views):
         failure=None,
         failures=[],
         elsewhere=[],
+        heard={},
         at_the_end=[],
     )
     monkeypatch.setattr(peer_run, "_train", lambda *arguments, **more: told)
@@ -43,24 +49,26 @@ def results(tmp_path, monkeypatch, ended, views):
 
 
 @pytest.mark.parametrize(
-    ("certified", "own", "looks"), [(False, None, True), (True, "certificates", True), (True, None, False)]
+    ("certified", "own", "looks"), [(False, None, True), (True, CERTIFICATES, True), (True, None, False)]
 )
 def test_a_coordinator_without_the_certificate_that_peers_ask_for_does_not_knock(
     certified, own, looks, tmp_path, monkeypatch
 ):
-    looked = []
+    looked, checked = [], []
 
     class Looks(contextlib.nullcontext):
         def __init__(self, run, key, own, progress, office):
             super().__init__()
             looked.append(own)
 
-    told = peer_run._Told(dict.fromkeys(range(3), OUTCOME), [], [], {}, 1.0, None, [], [], [])
+    told = peer_run._Told(dict.fromkeys(range(3), OUTCOME), [], [], {}, 1.0, None, [], [], {}, [])
     monkeypatch.setattr(peer_run, "Looking", Looks)
+    monkeypatch.setattr(peer_run.Office, "check_with", lambda self, made: checked.append(made))
     monkeypatch.setattr(peer_run, "_train", lambda *arguments, **more: told)
     run = replace(deployment(tmp_path), certified=certified)
     peer_run.run_peers(None, run, ResultsOnce("7", {}), own)
     assert looked == ([own] if looks else [])
+    assert checked == (["signatures"] if own else []), "where peers sign, nobody speaks for another"
 
 
 def test_who_had_finished_and_gone_before_the_last_view_counts_and_was_not_lost(tmp_path, monkeypatch):
@@ -134,12 +142,64 @@ def test_a_stop_is_told_as_one_also_after_a_site_had_left_by_itself(tmp_path, mo
     assert (failure.stopped, str(failure)) == (True, "peer 0: p2pft stop")
 
 
+def test_a_stop_names_the_peer_that_was_stopped_once(tmp_path, monkeypatch):
+    stops = {
+        100 + p: reply(p, error=f"peer {origin} stopped in iteration 7: p2pft stop", cause=Cause.STOPPED.name)
+        for p, origin in ((0, 0), (1, 0), (2, 0))
+    }
+    monkeypatch.setattr(peer_run, "Message", lambda *arguments, **more: None)
+    monkeypatch.setattr(peer_run.nodes, "collect", lambda *_, **__: stops)
+    failure = peer_run._train(None, deployment(tmp_path), "", "", "").failure
+    assert str(failure) == "peer 0 stopped in iteration 7: p2pft stop"
+
+
+def came_back(monkeypatch, tmp_path, *heard):
+    """Return the results of a run that was stopped after peer 2 had come back in a process of its own."""
+    there = [made_line("view", peers=(0, 1), lost=(2,), iteration=3)]
+    there.append(made_line("view", number=2, peers=(0, 1, 2), joined=(2,), iteration=5))
+    first_life = made_line("failed", 2, iteration=3, error="shut down", seconds={"gradient": 9.0})
+    replies = {
+        100 + p: reply(p, there, error="p2pft stop", cause=Cause.STOPPED.name, heard=heard) for p in (0, 1)
+    }
+    replies[102] = reply(2, error="told to end", cause=Cause.OWN.name, failures=[first_life])
+    monkeypatch.setattr(peer_run, "Message", lambda *arguments, **more: None)
+    monkeypatch.setattr(peer_run.nodes, "collect", lambda *_, **__: replies)
+    with pytest.raises(RunFailedError) as caught:
+        peer_run.run_peers(None, deployment(tmp_path), ResultsOnce("7", {}))
+    assert caught.value.results["status"] == "stopped"
+    return caught.value.results
+
+
+def test_of_a_peer_that_came_back_and_was_stopped_results_have_what_the_others_heard(tmp_path, monkeypatch):
+    report = Report(
+        peer=2, iteration=20, loss=0.5, accuracy=0.75, accuracy_unseen=None, sketch=None, bytes_sent=400
+    )
+    older = HeardOf(peer=2, iteration=10, stopped=True, report=structs.replace(report, iteration=10))
+    made = came_back(monkeypatch, tmp_path, older, HeardOf(peer=2, iteration=25, report=report))
+    (row,) = (row for row in made["peers"] if row["peer"] == 2)
+    assert (row["accuracy"], row["iterations"], row["bytes_sent"]) == (0.75, 20, 400)
+    told = "came back (p2pft rejoin) and was stopped with the others, last heard of after iteration 25"
+    assert row["state"] == told
+    assert made["unfinished"] == []
+    assert row["seconds"] == {}, "those of its first life are not those of its end"
+
+
+def test_without_a_word_that_it_was_stopped_its_end_stands_in_its_own_files(tmp_path, monkeypatch):
+    report = Report(
+        peer=2, iteration=20, loss=0.5, accuracy=0.75, accuracy_unseen=None, sketch=None, bytes_sent=400
+    )
+    made = came_back(monkeypatch, tmp_path, HeardOf(peer=2, iteration=25, report=report))
+    (row,) = (row for row in made["peers"] if row["peer"] == 2)
+    assert row["state"].endswith("last heard of after iteration 25: its own files have its end")
+
+
 SENT = [SimpleNamespace(metadata=SimpleNamespace(dst_node_id=100 + p)) for p in range(3)]
 
 
-def reply(peer, views=(), **body):
-    """Return the reply of a peer's host, which tells ``views``."""
-    told = {**body, "report": plain(messages.HostReport(views=list(views)))}
+def reply(peer, views=(), heard=(), failures=(), **body):
+    """Return the reply of a peer's host, which tells ``views``, what it has heard, and its own failures."""
+    report = messages.HostReport(views=list(views), heard=list(heard), failures=list(failures))
+    told = {**body, "report": plain(report)}
     metadata = SimpleNamespace(reply_to_message_id=str(peer))
     return SimpleNamespace(has_error=lambda: False, content=messages.pack(told), metadata=metadata)
 

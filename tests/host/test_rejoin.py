@@ -63,6 +63,10 @@ def test_a_host_that_crashed_and_is_started_again_trains_on_with_the_others(fede
         assert events(tmp_path, p, "view")[-1]["joined"] == [2]
         assert np.abs(net.kept(p) - best(0, 1, 2, 3)).max() < 0.3
     assert_invariant_1(tmp_path, 4)
+    (lost, back), (gave_up,) = events(tmp_path, 0, "view"), events(tmp_path, 2, "failed")
+    assert back["missed"] == {"2": back["iteration"] - lost["iteration"]}
+    (own,) = (e for e in last_life(tmp_path / "peers" / "peer-2.jsonl") if e["event"] == "view")
+    assert own["missed"] == {"2": back["iteration"] - gave_up["iteration"]}, "it has only its own journal"
 
 
 def test_a_life_that_was_not_let_in_hides_nothing_of_the_one_before(federation, tmp_path):
@@ -319,6 +323,34 @@ def test_who_is_stopped_before_it_is_let_in_stops_nobody_else(federation, tmp_pa
     net.all_there.set()
     assert [runs[p].result(60)[0].iterations for p in (0, 1, 3)] == [120] * 3
     assert [[view["peers"] for view in views(tmp_path, p)] for p in (0, 1, 3)] == [[[0, 1, 3]]] * 3
+
+
+def test_after_a_stop_the_others_know_how_far_a_peer_came_that_was_let_in(federation, tmp_path):
+    net, trains, goes_on = federation(tcp()), threading.Event(), threading.Event()
+
+    def hold(peer, drawn):
+        net.all_there.set()
+        if drawn > 40 and net.hosts[2].views:
+            trains.set()
+            assert goes_on.wait(60)
+
+    runs = [net.start(p, fail_at={2: 10}) for p in range(4)]
+    with pytest.raises(PeerFailedError):
+        runs[2].result(60)
+    runs[2] = net.start(2, joining=True, hook=hold)
+    assert trains.wait(60)
+    until(lambda: [h.iteration > 0 and h.report is not None for h in net.hosts[1].heard] == [True])
+    assert not net.hosts[1].heard[0].stopped
+    net.hosts[0].stop("the test is over")
+    goes_on.set()
+    for run in runs:
+        with pytest.raises(ExchangeStoppedError, match="the test is over"):
+            run.result(60)
+    for p in (0, 1, 3):
+        (heard,) = net.hosts[p].heard
+        assert (heard.peer, heard.stopped) == (2, p != 0), "peer 0 of the ring is no neighbour of peer 2"
+        assert heard.report.accuracy is not None
+    assert net.hosts[2].heard == []
 
 
 def test_a_host_that_was_started_again_refuses_what_was_sent_to_its_former_life(tmp_path):

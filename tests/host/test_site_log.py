@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 
 from p2pft_flower.host.long_waits import Awaited, LongWaits
+from p2pft_flower.host.meeting import Meeting
+from p2pft_flower.host.pauses import Pause, Pauses
 from p2pft_flower.host.publisher import Publisher
 from p2pft_flower.host.site_log import SiteLog
 from p2pft_flower.transport import Pulse, Standing
@@ -149,6 +152,7 @@ def test_a_wait_that_is_over_is_kept_with_whom_it_was_for_and_whether_that_one_s
         report=id,
         stalled=written.append,
         tells=False,
+        meeting=Meeting(1.0),
     )
     rates = []
     site._report = lambda standing: rates.append(standing.rate)
@@ -171,3 +175,53 @@ def test_a_wait_that_is_over_is_kept_with_whom_it_was_for_and_whether_that_one_s
     assert rates[2] == 0.0, "while all stand still nothing is done"
     assert rates[4] == 0.0, "and that time is no part of the rate afterwards"
     assert list(site._stalls) == [stall]
+
+
+@pytest.mark.parametrize(
+    ("passed", "in_all", "pause"),
+    [
+        (1.0, 1.0, None),
+        (5.9, 5.9, None),
+        (21.0, 21.0, (20.0, 0.0)),  # SIGSTOP: the clock goes on
+        (1.0, 3601.0, (3600.0, 3600.0)),  # the machine slept: its monotonic clock stood still
+    ],
+)
+def test_a_sleep_of_a_second_that_took_long_is_a_pause_of_this_process(passed, in_all, pause):
+    clock, always = iter([100.0, 100.0 + passed]), iter([500.0, 500.0 + in_all])
+    pauses = Pauses(lambda: next(clock), lambda: next(always))
+    pauses.begin()
+    assert pauses.end(1.0) == pause
+
+
+def test_a_site_that_was_suspended_says_so_in_its_own_log(site):
+    log, lines = site
+    clock = [time.strftime("%H:%M:%S", time.localtime(t)) for t in (1e9 - 20, 1e9)]
+    log.paused(Pause(20.0, 0.0), 1e9)
+    log.paused(Pause(20.0, 19.0), 1e9)
+    begins = f"peer 0 (north): this process did not run for 20 s, from {clock[0]} to {clock[1]}: "
+    assert [line.removeprefix(begins)[:22] for line in lines] == [
+        "it was suspended, or h",
+        "its machine was suspen",
+    ]
+
+
+def test_a_publisher_that_wakes_late_tells_its_site_log(tmp_path):
+    plan = plans(RING, ALONE, {}, tmp_path)[0]
+    site = Publisher(
+        plan,
+        SimpleNamespace(),
+        SimpleNamespace(heard=dict),
+        wires=lambda: None,
+        views=list,
+        report=id,
+        stalled=id,
+        tells=True,
+        meeting=Meeting(1.0),
+    )
+    site._stand = lambda: None
+    told, clock, ends = [], iter([0.0, 1.0, 1.0, 22.0, 22.0]), iter([False, False, True])
+    site._pauses = Pauses(lambda: next(clock), lambda: 0.0)
+    site._log = SimpleNamespace(paused=lambda pause, now: told.append(pause.seconds))
+    site._closed = SimpleNamespace(wait=lambda seconds: next(ends))
+    site._run()
+    assert told == [20.0]

@@ -125,6 +125,48 @@ def test_with_certificates_a_standing_passed_on_is_checked_against_its_author_an
     assert "is not signed with its key" in caplog.text
 
 
+def test_the_coordinator_checks_what_the_peer_that_it_looks_at_passes_on(folders, caplog):
+    issue(folders / "ca", folders / "office", "coordinator")
+    zero, one = (member(m, signatures=signatures(folders, m)) for m in range(2))
+    office = member(-1)
+    office.check_with(Credentials.load(folders / "office", "coordinator").checked_signatures())
+    zero.stand(standing())
+    zero.score(PeerScores(peer=0, iteration=7, loss=1.0, accuracy=0.5))
+    zero.stand(standing(8))
+    one.stand(standing(9))
+    gossip(zero, 0, one, 1)
+    first = one.answer(office.known())
+    first.sender = 1
+    office.hear(first)
+    assert iterations(office) == {0: 8, 1: 9}
+    assert office.heard()[0].scores.peers[0].accuracy == 0.5
+    assert not caplog.records
+    zero.stand(standing(10))
+    gossip(zero, 0, one, 1)
+    again = one.answer(office.known())
+    assert len(first.certificates) == 2
+    assert not again.certificates, "it has them"
+    lie = Standing.FromString(again.standings[0].record)
+    lie.iteration = 99
+    again.standings[0].record = lie.SerializeToString()
+    office.hear(again)
+    assert iterations(office) == {0: 8, 1: 9}
+    assert "is not signed with its key" in caplog.text
+
+
+def test_a_peer_that_came_back_with_a_renewed_certificate_is_believed_by_the_coordinator(tmp_path):
+    create_authority(tmp_path / "ca", "ours")
+    for name, holder in (("old", 0), ("new", 0), ("office", "coordinator")):
+        issue(tmp_path / "ca", tmp_path / name, holder)
+    office = member(-1)
+    office.check_with(Credentials.load(tmp_path / "office", "coordinator").checked_signatures())
+    for life, folder in enumerate(("old", "new")):
+        zero = member(0, signatures=Credentials.load(tmp_path / folder).signatures())
+        zero.stand(standing(7 + life, incarnation=life))
+        office.hear(zero.answer(office.known()))
+        assert iterations(office) == {0: 7 + life}
+
+
 FAULTS = {
     "of nobody": (Standing, {"member": 7}),
     "of the one that is told": (Standing, {"member": 2}),

@@ -115,6 +115,22 @@ def test_a_part_of_the_peers_says_so_in_status_error_and_exit_code(sites, tmp_pa
     assert all(row["accuracy"][3] is None and row["consensus_error"] is None for row in results["history"])
 
 
+@pytest.mark.parametrize("by", ["name", "id"])
+def test_a_run_of_this_machine_may_be_given_by_its_id_or_name_beside_other_folders(
+    by, sites, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("P2PFT_HOME", str(tmp_path / "home"))
+    here, *others = run_folders(sites)
+    shutil.copytree(here, tmp_path / "home" / "runs" / f"pets-{here.name}")
+    wanted = "pets" if by == "name" else here.name
+    said = CliRunner().invoke(app, ["collect", wanted, *map(str, others), "--json"])
+    assert said.exit_code == 0, said.output
+    assert without_clock(json.loads(said.stdout)) == without_clock(read_results(sites / "coordinator"))
+    odd = CliRunner().invoke(app, ["collect", "dogs", *map(str, others)])
+    assert odd.exit_code == 2
+    assert "has this id or name; p2pft runs lists them" in odd.stderr
+
+
 def test_the_command_makes_a_whole_runs_folder(sites, tmp_path):
     folders = [str(f) for f in run_folders(sites)]
     said = CliRunner().invoke(app, ["collect", *folders, "--out", str(tmp_path / "out")])

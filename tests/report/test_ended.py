@@ -117,9 +117,14 @@ def test_the_waits_that_journals_tell_of_are_events_with_their_times(tmp_path):
     waits = [made_line("stall", p, time=50.0 + p, seconds=9.0 - p, **at) for p in (0, 2)]
     for wait in waits:
         journal(tmp_path, wait.peer, made_line("evaluation", wait.peer, iteration=4), wait)
+        if wait.peer == 0:
+            (event,) = page_of_folder(tmp_path).events
+            assert (event.time, event.kind) == (50.0, "plain")
+            assert event.text == "peer 0 (site-0) waited 9 s for peer 1, which was slow, after 0 iterations"
     (event,) = page_of_folder(tmp_path).events
     assert (event.time, event.kind) == (50.0, "plain")
-    assert event.text == "peer 0 (site-0) waited 9 s for peer 1, which was slow, after 0 iterations"
+    assert event.text.startswith("all stood still from ")
+    assert event.text.endswith("(5 s), waiting for peer 1, which was slow, after 0 iterations")
 
 
 def test_a_run_with_results_has_the_waits_of_its_journals_too(run, tmp_path):
@@ -131,8 +136,9 @@ def test_a_run_with_results_has_the_waits_of_its_journals_too(run, tmp_path):
 
 
 def test_a_stop_is_no_failure(tmp_path):
-    journal(tmp_path, 0, made_line("failed", 0, iteration=5, error="p2pft stop", cause="STOPPED"))
-    assert ending_of(tmp_path).outcome == "stopped"
+    said = "peer 0 stopped in iteration 5: p2pft stop"
+    journal(tmp_path, 0, made_line("failed", 0, iteration=5, error=said, cause="STOPPED"))
+    assert ending_of(tmp_path) == ("stopped", "peer 0 (site-0) was stopped in iteration 5: p2pft stop")
 
 
 def test_results_of_a_stopped_run_are_shown_as_far_as_it_came_and_not_as_done(run, tmp_path):

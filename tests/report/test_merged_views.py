@@ -82,3 +82,22 @@ def test_a_reason_told_by_one_that_came_over_two_views_at_once_stands_by_the_vie
 def test_where_no_log_tells_of_a_view_the_next_ones_losses_are_by_the_one_before_it():
     views = merged_views([told(number=2, peers=(0, 2), lost=())], range(3))
     assert [v["lost"] for v in views] == [[1]]
+
+
+def test_what_a_peer_missed_counts_from_the_view_that_lost_it():
+    away = made_line("view", number=3, iteration=50, peers=(0, 1, 2, 3), joined=(3,), missed={3: 45})
+    lines = [
+        told(number=1, iteration=10, peers=(0, 1, 3), lost=(2,)),
+        told(number=2, iteration=30, peers=(0, 1, 2, 3), lost=(), joined=(2,)),
+        told(number=3, iteration=50, peers=(0, 1, 2, 3), lost=(), joined=(3,)),
+        away,
+    ]
+    views = merged_views(lines, range(4))
+    assert [v["missed"] for v in views] == [{}, {"2": 20}, {"3": 45}], "its own word, if nobody lost it"
+
+
+def test_a_view_began_when_the_first_took_it_up():
+    lines = [made_line("view", peer, time=at, peers=(0, 2)) for peer, at in ((0, 7.5), (2, 7.0))]
+    for order in (lines, lines[::-1]):
+        (view,) = merged_views(order, range(3))
+        assert view["time"] == 7.0

@@ -178,6 +178,28 @@ def test_who_was_waited_for_and_is_no_more_stands_among_what_happened():
     assert "view 1 after 380 iterations" in told[at + 1], "in the order in which it happened"
 
 
+def test_what_a_peer_does_before_it_trains_is_told_where_it_is_known():
+    meets = peer(0, state="preparing", doing="meeting the others", heard=0.0, spoken=None, iteration=0)
+    status, peers = state_of(bulletin(meets, peer(1, state="preparing", iteration=0)))
+    assert (peers[0].state, peers[0].why, peers[1].why) == ("preparing", "meeting the others", "")
+    rows = {row.split("│")[1].strip(): row for row in status_table(status, NOW).splitlines() if "│" in row}
+    assert "meeting the others" in rows["0"]
+    assert "preparing" in rows["1"]
+
+
+def test_a_time_in_which_all_stood_still_is_one_line_for_all_waits():
+    fields = {"awaited": 3, "last": 3, "iteration": 300}
+    waits = [made_line("stall", p, time=NOW - 90 + p, seconds=20.0 + p, **fields) for p in range(3)]
+    one_host_each = [bulletin(own=(p,), stalls=(waits[p],)) for p in range(3)]
+    status, _ = state_of(*one_host_each)
+    text = status_table(status, NOW)
+    assert text.count("all stood still from ") == 1
+    assert "(20 s), waiting for peer 3 (west), which was slow, after 300 iterations" in text
+    assert " waited " not in text
+    alone, _ = state_of(one_host_each[0])
+    assert "peer 0 (north) waited 20 s for peer 3 (west)" in status_table(alone, NOW)
+
+
 def test_a_peer_is_gone_since_its_last_word_not_since_the_others_agreed_that_it_is_lost():
     last = peer(3, heard=75.0, spoken=72.0)
     _, peers = state_of(bulletin(last, live=(0, 1, 2), views=(view(),)))
@@ -185,6 +207,26 @@ def test_a_peer_is_gone_since_its_last_word_not_since_the_others_agreed_that_it_
     asks = peer(3, heard=1.0, spoken=1.0)  # it wants to come back
     _, peers = state_of(bulletin(asks, live=(0, 1, 2), views=(view(),)))
     assert peers[3].since == 60.0
+
+
+def test_a_peer_that_asks_to_come_back_stays_lost_since_its_last_word_before():
+    asks, lost = peer(3, heard=1.0, spoken=1.0), {"live": (0, 1, 2), "gone": {3: NOW - 90}}
+    _, peers = state_of(bulletin(asks, views=(view(),), **lost))
+    assert (peers[3].state, peers[3].since, peers[3].contact) == ("lost", 90.0, 1.0)
+    coming = bulletin(peer(3, heard=0.0, spoken=None, state="preparing"), own=(3,), begun=NOW - 12, **lost)
+    status, peers = state_of(coming)  # its own site, where nobody has told of the views yet
+    assert (peers[3].state, peers[3].since) == ("lost", 90.0)
+    assert "has been coming back for 12 s" in peers[3].why
+    assert "peer 3 (west) is gone" in status.risk
+
+
+def test_a_peer_that_came_back_is_told_with_how_far_behind_it_was():
+    back = view(number=2, iteration=500, peers=(0, 1, 2, 3), lost=(), joined=(3,), why={}, missed={3: 120})
+    status, _ = state_of(bulletin(views=(view(), back)))
+    told = (
+        "view 2 after 500 iterations: peer 3 (west) has come back, 120 iterations behind (it was lost after"
+    )
+    assert f"{told} 380)" in status_table(status, NOW)
 
 
 def test_the_reason_of_a_loss_is_the_same_in_every_look_whoever_wrote_last():
@@ -232,6 +274,30 @@ def test_it_is_a_risk_if_one_more_loss_ends_the_run(fields, risk):
     status, _ = state_of(bulletin(**fields))
     assert status.at_risk
     assert risk in status.risk
+
+
+@pytest.mark.parametrize(
+    ("hosts", "fields", "risk"),
+    [
+        ((), {}, "the run would bear the loss of one peer."),
+        ([(0, 1), (2, 3)], {}, "one loss may end the run"),  # a half without the lowest is no quorum
+        ([(0,), (1,), (2, 3)], {}, "the run would bear the loss of one host."),
+        ([(0,), (1,), (2, 3)], {"min_peers": 3}, "one loss may end the run"),  # the host of two peers
+        ([(0,), (1,), (2,), (3,)], {"min_peers": 3}, "the run would bear the loss of one peer."),
+        ([(0, 1, 2, 3)], {"on_failure": ""}, "no peer waits for another"),
+    ],
+)
+def test_the_risk_counts_the_members_that_vote_and_the_peers_that_are_left(hosts, fields, risk):
+    status, _ = state_of(bulletin(hosts=tuple(hosts), **fields))
+    assert risk in status.risk
+    assert status.at_risk is ("may end" in risk)
+
+
+def test_a_killed_peer_still_counts_in_its_view_until_the_others_agree_on_another_one():
+    killed = bulletin(own=(1,), alive=False, written=NOW - 9)
+    assert "one more loss may end the run" in state_of(killed, bulletin())[0].risk
+    lost = bulletin(live=(0, 2, 3), views=(view(peers=(0, 2, 3), lost=(1,)),))
+    assert "would bear the loss of one more peer" in state_of(lost)[0].risk
 
 
 def test_a_killed_process_of_this_machine_has_ended_and_its_neighbours_know_the_rest():

@@ -52,6 +52,10 @@ def test_who_was_lost_without_a_word_and_a_broken_edge_alone_are_told_too():
     assert ": nobody lost; 6.3 s" in view_lines([LOST | {"lost": [], "why": {}}])[0]
 
 
+def test_a_peer_that_joined_is_told_with_how_far_behind_it_was():
+    assert "peer 1 joined, 60 iterations behind; 0.5 s" in view_lines([BACK | {"missed": {"1": 60}}])[0]
+
+
 def test_of_a_large_graph_the_number_of_edges_is_told_alone():
     edges = [[p, p + 1] for p in range(EDGES_SHOWN + 1)]
     assert view_lines([LOST | {"edges": edges}])[0].endswith(f"{EDGES_SHOWN + 1} edges")

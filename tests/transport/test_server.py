@@ -311,7 +311,7 @@ def test_a_stop_wakes_the_neighbours_takers_at_once(tmp_path):
         Links(TERMS, addresses, edges[:1], edges[1:]) as links,
     ):
         thread = spawn(take)
-        assert links.stop(3, 17, "out of memory", Cause.OWN, timeout=PATIENCE) == 1
+        assert links.stop(3, 17, "out of memory", Cause.OWN, timeout=PATIENCE) == [1]
         thread.join(PATIENCE / 2)
         assert woken == ["peer 3 gave up: out of memory"]
         # What is sent after that is turned down with the reason.
@@ -350,15 +350,15 @@ def test_a_failure_wakes_a_waiting_sender_and_stop_still_goes_out(tmp_path):
     links.fail(ExchangeStoppedError("the user stopped the run"))
     thread.join(PATIENCE)
     assert woken == ["the user stopped the run"]
-    assert links.stop(0, 1, "x", Cause.RUN, timeout=PATIENCE) == 1
+    assert links.stop(0, 1, "x", Cause.RUN, timeout=PATIENCE) == [1]
     for host in hosts:
         host.close()
-    assert links.stop(0, 1, "x", Cause.RUN) == 0
+    assert links.stop(0, 1, "x", Cause.RUN) == []
 
 
 def test_a_stop_to_nobody_returns_soon(tmp_path):
     with Links(TERMS, {1: unix_address("run", 1, tmp_path)}, [(0, 1)]) as links:
-        assert links.stop(0, 0, "nobody is there", Cause.RUN, timeout=0.5) == 0
+        assert links.stop(0, 0, "nobody is there", Cause.RUN, timeout=0.5) == []
 
 
 def test_a_neighbour_that_went_away_is_named_when_the_deadline_passes(tmp_path):

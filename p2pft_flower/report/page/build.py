@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from p2pft_flower.report.grids import Grid
-from p2pft_flower.report.page import verdicts
+from p2pft_flower.report.page import happenings, verdicts
 from p2pft_flower.report.page.agreement import agreement
 from p2pft_flower.report.page.beside import AttentionFigure, attention, paper
 from p2pft_flower.report.page.classes import single_classes
@@ -92,7 +92,7 @@ def _answers(material: Material) -> list[Answer]:
         "not known": "Not known",
     }
     agree = {"yes": "Yes", "no": "No", "one model": "There is one model", "not known": "Not known"}
-    rest = [verdicts.happened(run) for run in runs if run is not main]
+    rest = [happenings.happened(run) for run in runs if run is not main]
     quiet = "nothing went wrong"
     trouble = [sentence for sentence in rest if quiet not in sentence]
     calm = len(rest) - len(trouble)
@@ -117,7 +117,7 @@ def _answers(material: Material) -> list[Answer]:
         Answer(
             "What happened on the way?",
             _course_word(main) + of,
-            [verdicts.happened(main), *trouble],
+            [happenings.happened(main), *trouble],
             "course",
         ),
     ]

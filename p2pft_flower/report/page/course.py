@@ -6,26 +6,28 @@ from collections.abc import Callable
 
 from p2pft_flower.errors import printable
 from p2pft_flower.report.grids import Grid
-from p2pft_flower.report.page import verdicts
+from p2pft_flower.report.page import happenings, verdicts
 from p2pft_flower.report.page.charts import Chart, Lane, lanes
 from p2pft_flower.report.page.document import Section
 from p2pft_flower.report.page.material import Material
-from p2pft_flower.report.page.runs import Run
+from p2pft_flower.report.page.runs import Run, View
+from p2pft_flower.report.stand_stills import moment
 
 __all__ = ["course"]
 
 
 def course(material: Material) -> Section:
     """Return the section on what happened to each run."""
-    said = [verdicts.happened(run) for run in material.runs]
+    said = [happenings.happened(run) for run in material.runs]
     charts = [chart for run in material.runs if run.results.views and (chart := _lanes(material, run))]
     rows = [
         [
             f"{run.label}, view {view.number}",
             str(view.iteration),
             f"{at:.1f} s" if (at := run.view_times.get(view.number)) is not None else "–",
+            "–" if view.time is None else moment(view.time),
             verdicts.listed([run.name(p) for p in view.lost]) or "–",
-            verdicts.listed([run.name(p) for p in view.joined]) or "–",
+            verdicts.listed([_joined(run, view, p) for p in view.joined]) or "–",
             "; ".join(f"{run.name(int(p))}: {printable(why)}" for p, why in view.why.items()) or "–",
             f"{view.seconds:.1f} s",
             str(len(view.peers)),
@@ -38,6 +40,7 @@ def course(material: Material) -> Section:
         "view",
         "after iteration",
         "at",
+        "local time",
         "lost",
         "came back",
         "why",
@@ -46,8 +49,13 @@ def course(material: Material) -> Section:
         "edges",
     ]
     tables = [Grid("Changes of view", header, rows)] if rows else []
-    notes = [event for run in material.runs for event in verdicts.events(run)]
+    notes = [event for run in material.runs for event in happenings.events(run)]
     return Section("course", "What happened on the way?", said, charts, (), tables, notes)
+
+
+def _joined(run: Run, view: View, peer: int) -> str:
+    missed = view.missed.get(str(peer))
+    return run.name(peer) if missed is None else f"{run.name(peer)} ({missed} iterations behind)"
 
 
 def _lanes(material: Material, run: Run) -> Chart | None:
@@ -78,7 +86,7 @@ def _lanes(material: Material, run: Run) -> Chart | None:
         shown.append(Lane(run.name(peer), stretches))
     label = "seconds of training" if timed else "iteration"
     words = f"Bars are the {label} in which a peer took part; a gap is a time without it. " + " ".join(
-        verdicts.events(run)
+        happenings.events(run)
     )
     return lanes(
         f"course-{material.colour(run)}", f"{run.label}: the peers' time", words, shown, marks, label

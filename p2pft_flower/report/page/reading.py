@@ -16,11 +16,11 @@ from p2pft_flower.facts import PeerFacts
 from p2pft_flower.keeping import sketch
 from p2pft_flower.keeping.invariants import Surplus, TrackerSums
 from p2pft_flower.keeping.journal import read_whole_lines
-from p2pft_flower.keeping.lines import AnyLine, Evaluation, Outcome, Round, Stall, Trace, ViewChange
+from p2pft_flower.keeping.lines import AnyLine, Evaluation, Outcome, Round, Trace, ViewChange
 from p2pft_flower.keeping.lines import Run as RunLine
-from p2pft_flower.report.page.runs import ALONE, PEERS, POOLED, SERVER, Moment, Results, Run, Scores
+from p2pft_flower.report.page.runs import ALONE, PEERS, POOLED, SERVER, Moment, Results, Run, Scores, View
 from p2pft_flower.report.results import FILE, log_name, require_schema
-from p2pft_flower.report.stand_stills import longest
+from p2pft_flower.report.stand_stills import of_journals
 from p2pft_flower.typed import converted, read_object
 
 __all__ = ["find_runs"]
@@ -168,9 +168,24 @@ def _with_journals(run: Run) -> Run:
     except DataError as error:
         surplus = []
         notes.append(f"the trackers' sums are left out: {error}")
-    results = msgspec.structs.replace(run.results, history=_filled(run.results.history, lines))
+    results = msgspec.structs.replace(
+        run.results,
+        history=_filled(run.results.history, lines),
+        views=run.results.views and tuple(_timed(view, lines) for view in run.results.views),
+    )
     run = replace(run, results=results, gone=_gone(run, lines))
     return replace(run, notes=notes, surplus=surplus, **_from_journals(run, lines))
+
+
+def _timed(view: View, lines: Mapping[int, Sequence[AnyLine]]) -> View:
+    """Return a change of view with its time, of an earlier version's results from the journals."""
+    times = (
+        line.time
+        for told in lines.values()
+        for line in told
+        if isinstance(line, ViewChange) and line.number == view.number
+    )
+    return view if view.time is not None else msgspec.structs.replace(view, time=min(times, default=None))
 
 
 def _gone(run: Run, lines: Mapping[int, Sequence[AnyLine]]) -> dict[int, PeerFacts]:
@@ -234,12 +249,14 @@ def _from_journals(run: Run, lines: Mapping[int, Sequence[AnyLine]]) -> dict[str
                 sent.setdefault(peer, {})[at] = line.bytes_sent
             if isinstance(line, ViewChange):
                 view_times.setdefault(line.number, max(0.0, line.time - begin))
+    stalls, stills = of_journals(lines.values())
     return {
         "times": times,
         "sent": sent,
         "view_times": view_times,
         "validation": validation,
-        "stalls": longest(s for told in lines.values() for s in told if isinstance(s, Stall)),
+        "stalls": stalls,
+        "stand_stills": stills,
         **_distances(sketches, {peer.peer for peer in run.results.peers}),
     }
 

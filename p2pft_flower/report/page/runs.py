@@ -21,6 +21,7 @@ from p2pft_flower.facts import PeerFacts
 from p2pft_flower.keeping.invariants import Surplus
 from p2pft_flower.keeping.lines import Stall
 from p2pft_flower.plugins import is_reference
+from p2pft_flower.report.stand_stills import StandStill
 from p2pft_flower.typed import Count, PeerNumber, Settings
 
 __all__ = [
@@ -89,6 +90,8 @@ class View(msgspec.Struct, frozen=True):
     joined: tuple[PeerNumber, ...]
     why: dict[str, str]
     seconds: float
+    missed: dict[str, Count] = {}
+    time: float | None = None
 
 
 class GraphFacts(msgspec.Struct, frozen=True):
@@ -121,6 +124,7 @@ class Results(msgspec.Struct, frozen=True):
     partition: str = ""
     versions: dict[str, str] = {}
     seconds: float | None = None
+    ended: float | None = None
 
 
 @dataclass(frozen=True)
@@ -164,6 +168,8 @@ class Run:
         The longest waits of its peers, if their journals are there.
     validation : dict of int to dict
         By the peer's number and by iteration: the score by which ``keep = best:…`` chooses.
+    stand_stills : list of StandStill
+        The times in which all stood still, by these journals.
     notes : list of str
         The reasons why something of the run could not be read.
     """
@@ -180,6 +186,7 @@ class Run:
     view_times: Mapping[int, float] = field(default_factory=dict)
     stalls: Sequence[Stall] = ()
     validation: Mapping[int, Mapping[int, float]] = field(default_factory=dict)
+    stand_stills: Sequence[StandStill] = ()
     notes: Sequence[str] = ()
 
     @property

@@ -15,8 +15,7 @@ import numpy.typing as npt
 
 from p2pft_flower.errors import printable
 from p2pft_flower.keeping.progress import human_bytes
-from p2pft_flower.report.page.runs import ALONE, PEERS, POOLED, SERVER, Run, View, mean
-from p2pft_flower.report.stand_stills import sentence
+from p2pft_flower.report.page.runs import PEERS, POOLED, SERVER, Run, mean
 
 __all__ = [
     "Agreed",
@@ -28,8 +27,6 @@ __all__ = [
     "against_pooled",
     "agreed",
     "comparable",
-    "events",
-    "happened",
     "learned",
     "listed",
     "main_run",
@@ -56,9 +53,6 @@ TARGET = 0.95
 
 ALIKE = 0.1
 """Costs that differ by no more than this share are about the same."""
-
-STAND_STILLS = 8
-"""The most waits of a run that the report tells of."""
 
 
 @dataclass(frozen=True)
@@ -401,77 +395,3 @@ def against_pooled(run: Run, runs: Sequence[Run]) -> Cost:
         low, high = (1 - ALIKE) * two.seconds, (1 + ALIKE) * two.seconds
         verdict = "cheaper" if one.seconds < low else "dearer" if one.seconds > high else "the same"
     return Cost(verdict, text)
-
-
-# --- what happened on the way? ------------------------------------------------------------------------------
-
-
-def _cut(text: str, most: int = 240) -> str:
-    """Return another process's text on one line, cut if it is long."""
-    line = printable(" ".join(text.split()))
-    return line if len(line) <= most else f"{line[:most].rstrip()} …"
-
-
-def _change(run: Run, view: View) -> str:
-    changes = []
-    for peer in view.lost:
-        why = view.why.get(str(peer))
-        changes.append(f"{run.name(peer)} was lost" + (f" ({_cut(why)})" if why else ""))
-    changes += [f"{run.name(peer)} came back" for peer in view.joined]
-    at = run.view_times.get(view.number)
-    when = f"after iteration {view.iteration}" + ("" if at is None else f", {at:.1f} s into the training")
-    what = listed(changes) if changes else "nobody was lost, but links were left out"
-    return (
-        f"{run.label}, {when}: {what}; after {view.seconds:.1f} s the others went on as view "
-        f"{view.number} with {len(view.peers)} peers and {len(view.edges)} edges."
-    )
-
-
-def events(run: Run) -> list[str]:
-    """Return what happened to a run: changes of view, long waits, an end with faults; a sentence each."""
-    told = [_change(run, view) for view in run.results.views or ()]
-    if run.results.views is None:
-        told.append(
-            f"{run.label}: its changes of view are not known: a signal ended it; the journals have them."
-        )
-    told += _stand_stills(run)
-    if run.results.error:
-        told.append(f"{run.label} ended as {run.results.status}: {_cut(run.results.error)}")
-    return told
-
-
-def _stand_stills(run: Run) -> list[str]:
-    """Return the longest waits of a run's peers, and how many others there were."""
-    most = sorted(run.stalls, key=lambda s: -s.seconds)[:STAND_STILLS]
-    names = {p.peer: p.name for p in run.results.peers if p.name != str(p.peer)}
-    told = [f"{run.label}: {sentence(s, names)}." for s in sorted(most, key=lambda s: s.time)]
-    more = len(run.stalls) - len(most)
-    return told + ([f"{run.label}: {more} shorter waits are left out."] if more else [])
-
-
-def happened(run: Run) -> str:
-    """Return the sentence on whether something went wrong in a run."""
-    results, views = run.results, run.results.views or ()
-    lost = [p for view in views for p in view.lost]
-    back = [p for view in views for p in view.joined]
-    away = sorted({p for p in lost if lost.count(p) > back.count(p)})
-    who = listed([run.name(p) for p in sorted(set(lost))])
-    were = "was lost" if len(set(lost)) == 1 else "were lost"
-    end = "came back" if not away else "did not come back"
-    if away and len(away) < len(set(lost)):
-        end = f"{listed([run.name(p) for p in away])} did not come back"
-    if results.status in ("failed", "stopped"):
-        how = "was stopped on purpose" if results.status == "stopped" else "failed"
-        why = printable(" ".join((results.error or "no reason is known").split()))
-        before = f" Before that {who} {were} and {end}." if lost else ""
-        return f"{run.label} {how}: {why}.{before}"
-    if lost:
-        return f"{run.label}: {who} {were} on the way and {end}; the others trained on."
-    if results.status != "completed":
-        return f"{run.label} {results.status}: {printable(' '.join((results.error or '').split()))}."
-    if views:
-        return f"{run.label}: no peer was lost, but links were left out on the way."
-    alone = {ALONE: "peer", PEERS: "peer", SERVER: "client", POOLED: "model"}[run.kind]
-    many = len(results.peers)
-    who = f"all {many} {alone}s" if many > 1 else f"its {alone}"
-    return f"{run.label}: nothing went wrong: {who} trained through all {results.iterations} iterations."

@@ -22,15 +22,17 @@ MOST_CERTIFICATES = 4
 class Signatures:
     """Signs as one peer of a federation, and checks the others' signatures. Not for several threads.
 
+    The coordinator, which is no peer, only checks them.
+
     The dates of certificates are checked when a connection is made, not here: a signature that a peer made
     while its certificate was valid remains valid.
 
     Parameters
     ----------
     certificate : cryptography.x509.Certificate
-        The peer's certificate.
-    key : EllipticCurvePrivateKey
-        The private key of that certificate.
+        The certificate of the peer, or of the coordinator.
+    key : EllipticCurvePrivateKey or None
+        The private key of a peer's certificate; None for the coordinator.
     authorities : tuple of cryptography.x509.Certificate
         The federation's authorities.
     """
@@ -38,14 +40,15 @@ class Signatures:
     def __init__(
         self,
         certificate: x509.Certificate,
-        key: ec.EllipticCurvePrivateKey,
+        key: ec.EllipticCurvePrivateKey | None,
         authorities: tuple[x509.Certificate, ...],
     ) -> None:
         self._key, self._authorities = key, authorities
         self._federation = CertificateFacts.of(certificate).identity.federation
         self._known: dict[int, dict[bytes, ec.EllipticCurvePublicKey]] = {}
         self._verifies = lru_cache(4096)(self._verify)
-        self.learn(certificate.public_bytes(serialization.Encoding.DER))
+        if key is not None:
+            self.learn(certificate.public_bytes(serialization.Encoding.DER))
 
     def certificates(self, peer: int) -> tuple[bytes, ...]:
         """Return the certificates (DER) that are known of ``peer``."""
@@ -76,6 +79,8 @@ class Signatures:
 
     def sign(self, content: bytes) -> bytes:
         """Return this peer's signature of ``content``."""
+        if self._key is None:
+            raise RuntimeError("the coordinator signs nothing")
         return self._key.sign(content, _SCHEME)
 
     def is_by(self, peer: int, content: bytes, signature: bytes) -> bool:

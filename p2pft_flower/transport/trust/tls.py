@@ -228,6 +228,13 @@ class Credentials:
             raise ConfigError(
                 f"{self.folder / KEY_FILE} is no elliptic-curve key, as 'p2pft certs' makes them: {_RENEW}"
             )
+        return self._signatures(key)
+
+    def checked_signatures(self) -> Signatures:
+        """Return an object that checks signatures of the federation's peers, and signs nothing."""
+        return self._signatures(None)
+
+    def _signatures(self, key: ec.EllipticCurvePrivateKey | None) -> Signatures:
         authorities = tuple(x509.load_pem_x509_certificates(self._authorities))
         return Signatures(x509.load_pem_x509_certificates(self._chain)[0], key, authorities)
 

@@ -216,7 +216,8 @@ def _change(peer, view, time):
         "why": {int(p): why for p, why in view["why"].items()},
         **{key: tuple(view[key]) for key in ("peers", "lost", "joined")},
     }
-    return ViewChange(peer=peer, time=time, presumed={}, **{**view, **told})
+    told["missed"] = {int(p): missed for p, missed in view.get("missed", {}).items()}
+    return ViewChange(**{**view, **told, "peer": peer, "time": time, "presumed": {}})
 
 
 CHEAP_FEDAVG, DEAR_FEDAVG = 400_000, 40_000_000

@@ -15,7 +15,7 @@ from p2pft_flower.errors import DataError
 from p2pft_flower.keeping import sketch
 from p2pft_flower.keeping.journal import Journal
 from p2pft_flower.keeping.lines import Trace
-from p2pft_flower.report.page import verdicts
+from p2pft_flower.report.page import happenings, verdicts
 from p2pft_flower.report.page.reading import find_runs
 from p2pft_flower.report.page.tidy import evaluations_csv, outcomes_csv
 from tests.report.page.made_up import BACK, LOST, comparison, made_up, write
@@ -138,7 +138,7 @@ def test_a_stopped_run_with_numbers_and_a_lost_peer_is_read_as_far_as_it_is_know
     found = verdicts.learned(run, [run])
     assert "all 3 peers that were there when the run was stopped learned" in found.sentence
     told = "p2pft was stopped on purpose: peer 0: the run was stopped."
-    assert verdicts.happened(run) == f"{told} Before that peer 2 was lost and did not come back."
+    assert happenings.happened(run) == f"{told} Before that peer 2 was lost and did not come back."
 
 
 def test_a_lost_peer_without_a_journal_is_named_as_unknown(tmp_path):

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 from p2pft_flower.keeping.journal import Journal
-from p2pft_flower.report.page import verdicts
+from p2pft_flower.report.page import happenings, verdicts
 from p2pft_flower.report.page.reading import find_runs
 from p2pft_flower.report.page.verdicts import Answers
 from p2pft_flower.report.results import write_results
+from p2pft_flower.report.stand_stills import moment
 from tests.journals import made_line
 from tests.report.page.made_up import BACK, CHEAP_FEDAVG, DEAR_FEDAVG, LOST, comparison, made_up, write
 
@@ -178,7 +179,7 @@ def test_accuracy_is_compared_with_centralised_training(accuracy, words, tmp_pat
 def happened(tmp_path, **changes):
     write(tmp_path, made_up(**changes))
     (run,) = find_runs([tmp_path])
-    return verdicts.happened(run), verdicts.events(run)
+    return happenings.happened(run), happenings.events(run)
 
 
 def test_a_run_without_a_loss_says_so(tmp_path):
@@ -191,7 +192,8 @@ def test_a_lost_peer_is_told_with_why_and_when(tmp_path):
     said, events = happened(tmp_path, views=[LOST], ended=(0, 1, 3), error="peer 2 was lost")
     assert "peer 2 was lost on the way and did not come back; the others trained on" in said
     assert events[0] == (
-        "p2pft, after iteration 100, 1.0 s into the training: peer 2 was lost (not heard from for 5 s "
+        f"p2pft, after iteration 100, {moment(1001.0)}, 1.0 s into the training: peer 2 was lost (not heard "
+        "from for 5 s "
         "(crashed)); after "
         "6.3 s the others went on as view 1 with 3 peers and 3 edges."
     )
@@ -207,9 +209,30 @@ def test_the_longest_waits_are_told_and_how_many_others_there_were(tmp_path):
     log.close()
     (run,) = find_runs([tmp_path])
     assert run.stalls == waits
-    told = verdicts.events(run)
-    assert told[0] == "p2pft: peer 0 waited 8 s for peer 1, which was slow, after 0 iterations."
+    told = happenings.events(run)
+    assert told[0] == (
+        f"p2pft: peer 0 waited 8 s for peer 1, which was slow, after 0 iterations, until {moment(1040.0)}."
+    )
     assert told[8:] == ["p2pft: 2 shorter waits are left out."]
+
+
+def test_what_happened_has_its_local_time_and_stands_in_its_order(tmp_path):
+    lost, back = LOST | {"time": 1100.0}, BACK | {"time": 1200.0, "missed": {"2": 90}}
+    folder = write(tmp_path, made_up(views=[lost, back], error="p2pft stop") | {"ended": 1300.0})
+    for p in (0, 1, 3):
+        log = Journal(folder, p)
+        log.write(made_line("stall", p, time=1099.0, seconds=20.0, awaited=2, last=2, silent=True))
+        log.close()
+    (run,) = find_runs([tmp_path])
+    waited, gone, came, end = happenings.events(run)
+    assert waited == (
+        f"p2pft: all stood still from {moment(1079.0)} to {moment(1099.0)} (20 s), waiting for peer 2, which "
+        "was silent, after 0 iterations."
+    )
+    assert f"after iteration 100, {moment(1100.0)}, " in gone
+    assert f"after iteration 200, {moment(1200.0)}, " in came
+    assert "peer 2 came back, 90 iterations behind, lost after 110" in came
+    assert end.startswith(f"p2pft ended as completed at {moment(1300.0)}: ")
 
 
 def test_a_long_reason_is_cut(tmp_path):
@@ -233,7 +256,7 @@ def test_a_peer_that_came_back_is_told(tmp_path):
 def test_a_run_that_was_stopped_after_a_loss_names_who_was_lost(tmp_path):
     write(tmp_path, made_up(views=[LOST], ended=(0, 1, 3), error="p2pft stop") | {"status": "stopped"})
     (run,) = find_runs([tmp_path])
-    said = verdicts.happened(run)
+    said = happenings.happened(run)
     assert "was stopped on purpose: p2pft stop. Before that peer 2 was lost and did not come back." in said
 
 
@@ -244,7 +267,7 @@ def test_a_run_without_numbers_says_how_it_ended(status, words, tmp_path):
     results = {key: made_up()[key] for key in ("schema", "run", "algorithm", "seed", "config")}
     write_results(tmp_path, results | {"status": status, "error": "no room", "views": []})
     (run,) = find_runs([tmp_path])
-    assert words in verdicts.happened(run)
+    assert words in happenings.happened(run)
     assert verdicts.learned(run, [run]).verdict == verdicts.agreed(run, ()).verdict == "not known"
 
 
