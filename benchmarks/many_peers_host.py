@@ -44,6 +44,10 @@ n, own, iterations = task["n"], task["peers"], task["iterations"]
 torch.set_num_threads(task["threads"])
 begin = time.perf_counter()
 graph, folder = Graph.load(task["graph"]), Path(task["folder"])
+if (turns := task["settings"].get("schedule-graph", "static")) != "static":
+    from p2pft_flower.topology.schedule import scheduled
+
+    graph = scheduled(graph, turns)
 view = View.whole(graph)
 endless = 10**6  # it is ended from outside
 config = RunConfig.from_mapping(
