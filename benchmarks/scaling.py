@@ -155,7 +155,8 @@ def paper(
         seconds = check * (line.own + line.payload * kind.payloads(check))
         typer.echo(
             f"{check} peers, {kind.name}: by the lines {seconds:.2f} s and "
-            f"{_size(line.base + check * line.memory)}; measured {one.computed:.2f} s and {_size(one.memory)}\n"
+            f"{_size(line.base + check * line.memory)}; measured {one.computed:.2f} s and "
+            f"{_size(one.memory)}\n"
         )
     typer.echo("| peers | an iteration, one core | memory | a host's plan | a record | in a change of view |")
     typer.echo("|---|---|---|---|---|---|")
