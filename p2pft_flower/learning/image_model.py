@@ -41,8 +41,8 @@ from p2pft_flower.learning.model.structure import set_classifier
 from p2pft_flower.learning.model.text_heads import fixed_head, text_classifier
 from p2pft_flower.learning.model.tuning import tune_model
 from p2pft_flower.learning.named_tensors import weights_digest
-from p2pft_flower.learning.objective import tail_vector
 from p2pft_flower.learning.store.features import Features, TrunkStore
+from p2pft_flower.learning.theta import tail_vector
 from p2pft_flower.plugins import is_reference, telling_whose
 
 __all__ = ["ImageModel"]

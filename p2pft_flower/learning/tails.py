@@ -20,7 +20,7 @@ from p2pft_flower.learning.bootstrap import Intervals, intervals
 from p2pft_flower.learning.data.dataset_names import data_dir_of
 from p2pft_flower.learning.data.holdings import Holdings
 from p2pft_flower.learning.data.image_settings import ImageSettings
-from p2pft_flower.learning.objective import Answers, Evaluation, prediction_rows, scores_of
+from p2pft_flower.learning.scoring import Answers, Evaluation, prediction_rows, scores_of
 from p2pft_flower.learning.workload import TAIL_SCHEMA, Workload
 from p2pft_flower.scores import ClassScores
 

@@ -26,19 +26,13 @@ from p2pft_flower.learning.minibatches import MiniBatch, MiniBatches, PooledMini
 from p2pft_flower.learning.model.split import Parts
 from p2pft_flower.learning.model.structure import share_copy
 from p2pft_flower.learning.named_tensors import named_digest, named_tensors, vector_of, weights_digest
-from p2pft_flower.learning.objective import (
-    Answers,
-    Evaluation,
-    PeerObjective,
-    Scored,
-    answers_of,
-    evaluate,
-    tail_vector,
-)
+from p2pft_flower.learning.objective import PeerObjective
 from p2pft_flower.learning.preparing import progress_to
 from p2pft_flower.learning.privacy import ClippedGradients, Privacy, log_draws, require_accountant
+from p2pft_flower.learning.scoring import Answers, Evaluation, Scored, answers_of, evaluate
 from p2pft_flower.learning.settings import check_privacy
 from p2pft_flower.learning.store.features import Features
+from p2pft_flower.learning.theta import tail_vector
 from p2pft_flower.learning.together import Together, why_apart
 
 __all__ = ["TAIL_SCHEMA", "Workload"]

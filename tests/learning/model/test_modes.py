@@ -18,8 +18,9 @@ from p2pft_flower.learning.minibatches import MiniBatches
 from p2pft_flower.learning.model.modes import has_statistics, switched_on, training
 from p2pft_flower.learning.model.split import PATHS, split_model
 from p2pft_flower.learning.model.tuning import tune_model
-from p2pft_flower.learning.objective import PeerObjective, tail_vector, trained_parameters
+from p2pft_flower.learning.objective import PeerObjective
 from p2pft_flower.learning.privacy import ClippedGradients, Privacy
+from p2pft_flower.learning.theta import tail_vector, trained_parameters
 from p2pft_flower.learning.workload import Workload
 from tests.learning.conftest import (
     DROPS,
