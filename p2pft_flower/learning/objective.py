@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
@@ -21,6 +21,7 @@ from p2pft_flower.learning.model.modes import training
 from p2pft_flower.learning.model.structure import share_copy
 from p2pft_flower.learning.privacy import ClippedGradients, Privacy, Spent
 from p2pft_flower.learning.scoring import (
+    Answers,
     Evaluation,
     InFull,
     Scored,
@@ -93,7 +94,7 @@ class PeerObjective:
         """L_i of the last mini-batch; NaN if that was empty, and before the first one."""
         self._tail = share_copy(tail)
         self._trained = trained_parameters(self._tail)
-        self._images, self._test, self._validation = images, test, validation
+        self._images, self.test, self._validation = images, test, validation
         self._key = (seed, peer)
         self._balanced = balanced
         self._weights: torch.Tensor | None = None
@@ -208,7 +209,7 @@ class PeerObjective:
 
     def evaluate(self, theta: Vector) -> Evaluation:
         """Score ``theta``, (q,) float32, on all of this peer's test images."""
-        return evaluate(self._tail, theta, self._test, self._unseen())
+        return evaluate(self._tail, theta, self.test, self.unseen())
 
     def evaluate_in_full(self, theta: Vector) -> InFull:
         """Return what :meth:`evaluate` returns, the scores by class, and the answer to each test image.
@@ -218,18 +219,40 @@ class PeerObjective:
         ValueError
             When the objective was built without ``scored``.
         """
+        return self.in_full(answers_of(self._tail, theta, self.test, probabilities=True))
+
+    def in_full(self, answers: Answers) -> InFull:
+        """Return all that is known of ``answers``, with probabilities, of any θ to this peer's test images.
+
+        Raises
+        ------
+        ValueError
+            When the objective was built without ``scored``.
+        """
         if self._scored is None:
             raise ValueError("the names of classes and test images are not known")
-        answers = answers_of(self._tail, theta, self._test, probabilities=True)
         classes, peers = self._scored.classes, self._scored.peers
         by_class = answers.by_class(
             classes, rows=has_rows(peers, len(classes)), cells=has_confusion(peers, len(classes))
         )
-        rows = prediction_rows(self._scored.images(), classes, answers)
-        return InFull(scores_of(answers, self._unseen()), by_class, rows)
+        return InFull(scores_of(answers, self.unseen()), by_class, self._rows(self._scored, answers))
 
-    def _unseen(self) -> torch.Tensor:
-        held, test = self._images.labels, self._test.labels.cpu()  # the labels of a stream grow
+    def _rows(self, scored: Scored, answers: Answers) -> Iterator[list[str]]:
+        yield from prediction_rows(scored.images(), scored.classes, answers)  # the names only if wanted
+
+    @property
+    def tail(self) -> nn.Module:
+        """The peer's own copy of the tail; each gradient and each evaluation puts its θ there."""
+        return self._tail
+
+    @property
+    def outputs(self) -> int:
+        """Number of the classes; 0 if their names are not known."""
+        return 0 if self._scored is None else len(self._scored.classes)
+
+    def unseen(self) -> torch.Tensor:
+        """Return which test images are unseen, as :func:`evaluate` takes it."""
+        held, test = self._images.labels, self.test.labels.cpu()  # the labels of a stream grow
         return ~held.any(dim=0) if test.ndim == 2 else ~torch.isin(test, torch.unique(held))
 
     def validate(self, theta: Vector) -> Validation | None:

@@ -27,6 +27,7 @@ __all__ = [
     "Scored",
     "Validation",
     "answers_of",
+    "answers_of_all",
     "evaluate",
     "prediction_rows",
     "scores_of",
@@ -197,24 +198,64 @@ def answers_of(tail: nn.Module, theta: Vector, test: Features, *, probabilities:
 
     If ``probabilities``, the answers have them; default False, since they take memory, N × C numbers.
     """
+    return answers_of_all(tail, [theta], test, probabilities=probabilities)[0]
+
+
+def answers_of_all(
+    tail: nn.Module,
+    thetas: Sequence[Vector],
+    test: Features,
+    *,
+    probabilities: bool = False,
+    progress: Callable[[], None] = lambda: None,
+) -> list[Answers]:
+    """Return the answers of each θ to all test images, each of which is read once.
+
+    Each θ answers by itself, so its answers are those of :func:`answers_of`, bit for bit, among any others.
+
+    Parameters
+    ----------
+    tail : nn.Module
+        The tail; its trained parameters become those in the last θ.
+    thetas : sequence of (q,) float32 arrays
+        The trained parameters.
+    test : Features
+        N test images.
+    probabilities : bool
+        Whether the answers have probabilities; default False.
+    progress : callable, optional
+        Called after each pass of a batch through the tail.
+    """
     tail.eval()
-    set_theta(trained_parameters(tail), theta)
+    trained = trained_parameters(tail)
     none, several = test.labels[:0].cpu(), test.labels.ndim == 2
-    losses, answers, truth = [torch.empty(0, dtype=torch.double)], [none], [none]
-    likely = list[torch.Tensor]()
-    with torch.inference_mode():
-        for start in range(0, len(test), EVALUATION_BATCH):
-            inputs, labels = test.read(np.arange(start, min(start + EVALUATION_BATCH, len(test))))
-            logits = tail(*inputs)
-            losses.append(image_loss(logits, labels, "none").cpu().double())
-            answers.append(decisions(logits, several=several).cpu())
-            truth.append(labels.cpu())
-            if probabilities:
-                likely.append(probabilities_of(logits.cpu().double(), several=several))
-    found = None
-    if probabilities:
-        found = torch.cat(likely) if likely else torch.empty((0, 0), dtype=torch.double)
-    return Answers(torch.cat(truth), torch.cat(answers), torch.cat(losses), found)
+    truth, losses, answers, likely = [none], _lists(thetas), _lists(thetas), _lists(thetas)
+    for start in range(0, len(test), EVALUATION_BATCH):
+        inputs, labels = test.read(np.arange(start, min(start + EVALUATION_BATCH, len(test))))
+        truth.append(labels.cpu())
+        for k, theta in enumerate(thetas):
+            set_theta(trained, theta)  # not in inference mode, in which gradients could not use it later
+            with torch.inference_mode():
+                logits = tail(*inputs)
+                losses[k].append(image_loss(logits, labels, "none").cpu().double())
+                answers[k].append(decisions(logits, several=several).cpu())
+                if probabilities:
+                    likely[k].append(probabilities_of(logits.cpu().double(), several=several))
+            progress()
+    labels, nothing = torch.cat(truth), torch.empty((0, 0), dtype=torch.double)
+    return [
+        Answers(
+            labels,
+            torch.cat([none, *answers[k]]),
+            torch.cat([torch.empty(0, dtype=torch.double), *losses[k]]),
+            (torch.cat(likely[k]) if likely[k] else nothing) if probabilities else None,
+        )
+        for k in range(len(thetas))
+    ]
+
+
+def _lists(of: Sequence[Vector]) -> list[list[torch.Tensor]]:
+    return [[] for _ in of]
 
 
 def prediction_rows(images: Sequence[str], classes: Sequence[str], answers: Answers) -> Iterator[list[str]]:

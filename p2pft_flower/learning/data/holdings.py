@@ -381,7 +381,7 @@ class Holdings:
         if absent:
             log.warning("%sno test image of the classes %s: they are not scored", whose, some_names(absent))
 
-    @property
+    @cached_property
     def test_positions(self) -> npt.NDArray[np.int64]:
         """Positions in the test split of all images on which the peers here are scored, ascending."""
         return np.unique(np.concatenate([self.tests[p] for p in self.here]))
