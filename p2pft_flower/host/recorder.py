@@ -435,7 +435,7 @@ class Recorder:
         else:
             log.info("peer %d: its model after %d iterations is in %s", peer, done, path)
 
-    @property
+    @cached_property
     def _preprocessing(self) -> dict[str, Any] | None:
         """Settings of the images that the model sees; None for a problem without images."""
         return getattr(self._problem, "preprocessing", None)
