@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from statistics import fmean
 from typing import Any
 
@@ -92,14 +93,13 @@ class PeerObjective:
         """Upper bound on the gradients that earlier processes of this run drew after their checkpoint."""
         self.train_loss = float("nan")
         """L_i of the last mini-batch; NaN if that was empty, and before the first one."""
-        self._tail = share_copy(tail)
-        self._trained = trained_parameters(self._tail)
+        self._of_all = tail
         self._images, self.test, self._validation = images, test, validation
         self._key = (seed, peer)
         self._balanced = balanced
         self._weights: torch.Tensor | None = None
         self._privacy, self._scored = privacy, scored
-        self._clipped = None if privacy is None else ClippedGradients(self._tail, privacy.clip)
+        self._clipped = None if privacy is None else ClippedGradients(self.tail, privacy.clip)
 
     def gradient(self, theta: Vector) -> Vector:
         """Return ∇L_i(θ; next mini-batch), (q,) float32; ``theta``, (q,), is not written to.
@@ -111,9 +111,9 @@ class PeerObjective:
         """
         batch = self.read()
         # Drop-out must also be a function of seed, peer and position, on any host.
-        with training(self._tail), seeded(*self._key, self.drawn):
+        with training(self.tail), seeded(*self._key, self.drawn):
             if self._privacy is None or self._clipped is None:
-                gradient, loss = gradient_of(self._tail, self._trained, theta, batch, self._weights)
+                gradient, loss = gradient_of(self.tail, self._trained, theta, batch, self._weights)
             else:
                 set_theta(self._trained, theta)
                 gradient, loss = self._private(batch, theta.size, self._privacy, self._clipped)
@@ -158,7 +158,9 @@ class PeerObjective:
             The number of training images of all peers, and that of each class.
         """
         several = self._images.labels.ndim == 2
-        self._weights = balanced_weights(counts, several=several).to(self._trained[0].device)
+        self._weights = balanced_weights(counts, several=several).to(
+            trained_parameters(self._of_all)[0].device
+        )
 
     def _private(
         self, batch: MiniBatch, q: int, privacy: Privacy, clipped: ClippedGradients
@@ -209,7 +211,7 @@ class PeerObjective:
 
     def evaluate(self, theta: Vector) -> Evaluation:
         """Score ``theta``, (q,) float32, on all of this peer's test images."""
-        return evaluate(self._tail, theta, self.test, self.unseen())
+        return evaluate(self.tail, theta, self.test, self.unseen())
 
     def evaluate_in_full(self, theta: Vector) -> InFull:
         """Return what :meth:`evaluate` returns, the scores by class, and the answer to each test image.
@@ -219,7 +221,7 @@ class PeerObjective:
         ValueError
             When the objective was built without ``scored``.
         """
-        return self.in_full(answers_of(self._tail, theta, self.test, probabilities=True))
+        return self.in_full(answers_of(self.tail, theta, self.test, probabilities=True))
 
     def in_full(self, answers: Answers) -> InFull:
         """Return all that is known of ``answers``, with probabilities, of any θ to this peer's test images.
@@ -240,10 +242,17 @@ class PeerObjective:
     def _rows(self, scored: Scored, answers: Answers) -> Iterator[list[str]]:
         yield from prediction_rows(scored.images(), scored.classes, answers)  # the names only if wanted
 
-    @property
+    @cached_property
     def tail(self) -> nn.Module:
-        """The peer's own copy of the tail; each gradient and each evaluation puts its θ there."""
-        return self._tail
+        """The peer's own copy of the tail, into which each gradient and each evaluation puts its θ.
+
+        It is made when first used: a host that computes its peers together needs one for all of them.
+        """
+        return share_copy(self._of_all)
+
+    @cached_property
+    def _trained(self) -> list[nn.Parameter]:
+        return trained_parameters(self.tail)
 
     @property
     def outputs(self) -> int:
@@ -257,7 +266,7 @@ class PeerObjective:
 
     def validate(self, theta: Vector) -> Validation | None:
         """Score ``theta``, (q,) float32, on the images that are held out; None if there are none."""
-        sites = [answers_of(self._tail, theta, images) for images in self._validation if len(images)]
+        sites = [answers_of(self.tail, theta, images) for images in self._validation if len(images)]
         if not sites:
             return None
         losses = [float(given.losses.mean()) for given in sites]

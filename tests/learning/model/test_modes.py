@@ -178,7 +178,7 @@ def test_a_tail_is_in_eval_mode_before_and_after_a_gradient_and_when_one_fails()
         objective.gradient(tail_vector(tail))
         with pytest.raises((RuntimeError, ValueError)):
             objective.gradient(np.zeros(1, np.float32))
-        own = objective._tail
+        own = objective.tail
         assert not any(module.training for module in own.modules())
         with training(own):
             assert own.training
