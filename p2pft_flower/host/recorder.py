@@ -24,7 +24,7 @@ from p2pft_flower.host.problem import Objective, Problem, Score, evaluations
 from p2pft_flower.host.wires import Access
 from p2pft_flower.keeping import lines, sketch
 from p2pft_flower.keeping.absence import returned
-from p2pft_flower.keeping.journal import Journal, JournalError
+from p2pft_flower.keeping.journal import Journal, JournalError, allow_journals
 from p2pft_flower.keeping.kept import Kept
 from p2pft_flower.keeping.lines import Evaluation, Failed, Outcome, Stall, ViewChange
 from p2pft_flower.plan import Plan
@@ -89,6 +89,7 @@ class Recorder:
             config=plan.config.to_mapping(),
         )
         self._callbacks = Callbacks(plan.config, watched, self._warn)  # before any file is opened
+        allow_journals(len(plan.peers))
         self._journals = {p.peer: Journal(Path(plan.output_dir), p.peer) for p in plan.peers}
         self._observer = _observer(plan.observer, access) if plan.observer else None
         # Flower's engine brings the app into its workers without their log's set-up. The level
