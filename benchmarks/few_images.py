@@ -166,7 +166,7 @@ def execute(data: Path, out: Path, shots: int, seed: int, wanted: Sequence[Case]
 
     from p2pft_flower import simulate
     from p2pft_flower.config import LearningConfig
-    from p2pft_flower.learning.objective import evaluate
+    from p2pft_flower.learning.scoring import evaluate
     from p2pft_flower.learning.workload import Workload
 
     torch.set_num_threads(1)

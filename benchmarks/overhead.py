@@ -99,10 +99,9 @@ def host(pipe: Connection, settings: dict[str, Any]) -> None:
 
     Publisher._run = counted  # type: ignore[method-assign, assignment]
 
-    def timed(recorder: Recorder, peer: int, objective: Any, theta: Any, done: int, sent: int) -> Any:
-        if peer in (peers[0] for peers in HOSTS):
-            times.append((done, time.perf_counter(), time.process_time()))
-        return evaluate(recorder, peer, objective, theta, done, sent)
+    def timed(recorder: Recorder, objectives: Any, thetas: Any, done: int, *others: Any) -> Any:
+        times.append((done, time.perf_counter(), time.process_time()))
+        return evaluate(recorder, objectives, thetas, done, *others)
 
     Recorder.evaluate = timed  # type: ignore[method-assign, assignment]
     while (order := pipe.recv()) is not None:

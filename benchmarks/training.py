@@ -37,8 +37,9 @@ from p2pft_flower.learning.data.splits import Split
 from p2pft_flower.learning.minibatches import MiniBatches
 from p2pft_flower.learning.model.models import preprocessing
 from p2pft_flower.learning.model.split import Parts, split_model
-from p2pft_flower.learning.objective import PeerObjective, tail_vector
+from p2pft_flower.learning.objective import PeerObjective
 from p2pft_flower.learning.store.features import Features, StoredFeatures, TrunkStore
+from p2pft_flower.learning.theta import tail_vector
 
 CLASSES = 10
 PATHS = ("class-token", "query", "tokens")

@@ -120,9 +120,5 @@ def has_confusion(peers: int, classes: int) -> bool:
 
 def confusion(labels: Labels, predicted: Labels, classes: int) -> npt.NDArray[np.int64]:
     """Return how often images of each class (rows) got each answer (columns), (C, C)."""
-    from sklearn.metrics import confusion_matrix
-
-    if not len(labels) or classes == 1:  # scikit-learn refuses the one, and warns of the other
-        return np.full((classes, classes), len(labels), dtype=np.int64)
-    found: npt.NDArray[np.int64] = confusion_matrix(labels, predicted, labels=np.arange(classes))
-    return found
+    pairs = np.bincount(labels * classes + predicted, minlength=classes**2)
+    return pairs.reshape(classes, classes).astype(np.int64)

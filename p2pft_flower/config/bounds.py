@@ -21,6 +21,7 @@ BOUNDS: dict[str, tuple[float, float]] = {
     "weight_decay": (0.0, 1e6),
     "local_epochs": (1, 10**6),
     "max_megapixels": (0.0, 1e6),
+    "evaluate_on": (0, _PLENTY),
     "shots": (0, _PLENTY),
     "batch_size": (1, 10**6),
     "dp_clip": (0.0, 1e6),

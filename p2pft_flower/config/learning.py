@@ -111,6 +111,9 @@ class LearningConfig:
         The θ that peers end with: the last one, or that of the evaluation with the best mean of all peers'
         scores on their ``validation`` images, which they agree on among themselves
         (docs/keeping-the-best.md).
+    evaluate_on : int
+        Number of the images on which peers are scored, drawn by ``seed`` once for all peers that share them;
+        with a folder for each peer so many of each at most; 0: all.
     shots : int
         Number of training images of each class, drawn by ``seed`` before they are dealt out; 0: all.
     partition : str
@@ -199,6 +202,7 @@ class LearningConfig:
     verify: bool = True
     validation: float = 0.0
     keep: str = "last"
+    evaluate_on: int = 0
     shots: int = 0
     partition: str = "auto"
     stream: bool = False

@@ -30,7 +30,7 @@ NO_MODEL = "none"
 WITH_FEATURES = (
     *("problem", "model", "tune", "head", "text_embeddings", "text_tower", "prompts", "class_names"),
     *("device", "dataset", "shots", "partition", "validation", "keep", "loss"),
-    *("class_weights", "batch_size", "batched"),
+    *("evaluate_on", "class_weights", "batch_size", "batched"),
     *("dp_clip", "dp_noise", "dp_delta", "seed"),
 )
 """Learning keys that mean something for a dataset of features; the others are for images."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Protocol, TypeAlias, runtime_checkable
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import numpy.typing as npt
 
@@ -11,7 +11,6 @@ from p2pft_flower.errors import ConfigError
 from p2pft_flower.scores import ClassScores
 
 __all__ = [
-    "EvaluatesInFull",
     "InFull",
     "Objective",
     "OwnProblem",
@@ -19,6 +18,7 @@ __all__ = [
     "Score",
     "Together",
     "ValidationScores",
+    "evaluations",
     "together",
     "validated",
 ]
@@ -124,13 +124,49 @@ class InFull(Protocol):
         ...
 
 
-@runtime_checkable
-class EvaluatesInFull(Objective, Protocol):
-    """An :class:`Objective` that knows classes; a problem of the user's own has none such."""
+class _Plain(NamedTuple):
+    """One evaluation of which no more is known than its scores: an :class:`InFull`."""
 
-    def evaluate_in_full(self, theta: Vector) -> InFull:
-        """Return the scores of ``theta``, also by class, and the answers to the test images."""
-        ...
+    score: Score
+    class_scores: ClassScores | None = None
+    predictions: Iterator[Sequence[str]] = iter(())
+
+
+def evaluations(
+    problem: Problem,
+    objectives: Mapping[int, Objective],
+    thetas: Mapping[int, Vector],
+    *,
+    full: bool,
+    progress: Callable[[], None],
+) -> Iterator[Mapping[int, InFull]]:
+    """Yield the scores of the peers in ``thetas``, in their order, some peers at a time.
+
+    A problem may have ``evaluate_together``, with these arguments but the first, for peers that share test
+    images. Other peers are scored one by one; an objective may have ``evaluate_in_full(theta)`` beside
+    ``evaluate``, which returns an :class:`InFull`. A problem of the user's own has neither.
+
+    Parameters
+    ----------
+    problem : Problem
+        The problem, of which the objectives are.
+    objectives : mapping of int to Objective
+        Each peer's objective.
+    thetas : mapping of int to (q,) array
+        The θ of each peer that is scored.
+    full : bool
+        Whether scores by class and predictions are wanted, of problems that have them.
+    progress : callable
+        Called when a part of the work is done.
+    """
+    together = getattr(problem, "evaluate_together", None)
+    if together is not None and len(thetas) > 1:
+        yield from together(objectives, thetas, full=full, progress=progress)
+        return
+    for peer, theta in thetas.items():
+        in_full = getattr(objectives[peer], "evaluate_in_full", None) if full else None
+        yield {peer: _Plain(objectives[peer].evaluate(theta)) if in_full is None else in_full(theta)}
+        progress()
 
 
 def validated(objective: Objective, theta: Vector) -> ValidationScores | None:

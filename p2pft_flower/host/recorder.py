@@ -20,11 +20,11 @@ from msgspec import structs
 from p2pft_flower.errors import ConfigError, cause_of
 from p2pft_flower.host.agreement import NewView
 from p2pft_flower.host.callbacks import Callbacks, WatchedRun
-from p2pft_flower.host.problem import EvaluatesInFull, Objective, Problem, Score
+from p2pft_flower.host.problem import Objective, Problem, Score, evaluations
 from p2pft_flower.host.wires import Access
 from p2pft_flower.keeping import lines, sketch
 from p2pft_flower.keeping.absence import returned
-from p2pft_flower.keeping.journal import Journal, JournalError
+from p2pft_flower.keeping.journal import Journal, JournalError, allow_journals
 from p2pft_flower.keeping.kept import Kept
 from p2pft_flower.keeping.lines import Evaluation, Failed, Outcome, Stall, ViewChange
 from p2pft_flower.plan import Plan
@@ -89,6 +89,7 @@ class Recorder:
             config=plan.config.to_mapping(),
         )
         self._callbacks = Callbacks(plan.config, watched, self._warn)  # before any file is opened
+        allow_journals(len(plan.peers))
         self._journals = {p.peer: Journal(Path(plan.output_dir), p.peer) for p in plan.peers}
         self._observer = _observer(plan.observer, access) if plan.observer else None
         # Flower's engine brings the app into its workers without their log's set-up. The level
@@ -208,46 +209,70 @@ class Recorder:
 
     def evaluate(
         self,
-        peer: int,
-        objective: Objective,
-        theta: Vector,
+        objectives: Mapping[int, Objective],
+        thetas: Mapping[int, Vector],
         done: int,
-        bytes_sent: int,
-        validation: float | None = None,
-    ) -> Score:
-        """Score ``theta``, (q,), after ``done`` iterations; write, report and return the scores.
+        bytes_sent: Mapping[int, int],
+        progress: Callable[[], None],
+        validation: Mapping[int, float] = MappingProxyType({}),
+    ) -> Iterator[Score]:
+        """Score each peer's θ, (q,), after ``done`` iterations; write, report and yield the scores, in order.
 
-        The score on the peer's ``validation`` images, which chooses the best θ, stays in the journal.
+        ``progress`` is called when a part of the work is done. The score on a peer's ``validation`` images,
+        which chooses the best θ, stays in the journal.
         """
-        with self.timed(peer, "evaluation"):
-            last = done == self._plan.iterations
-            score = self._last_score(peer, objective, theta) if last else objective.evaluate(theta)
-            self._scores[peer] = score
-        told = _scores(score) | {
-            "peer": peer,
-            "iteration": done,
-            "bytes_sent": bytes_sent,
-            "seconds": time.monotonic() - self._begin,
-        }
-        sketched = self._sketch(theta)
-        self._spent[peer] = objective.privacy_spent() or (None, None)  # a run that fails has spent it, too
-        epsilon, _ = self._spent[peer]
-        line = Evaluation(sketch=sketch.encode(sketched), epsilon=epsilon, validation=validation, **told)
-        self._journals[peer].write(line)
-        self._callbacks.evaluated(line)
-        self._report(sketch=sketched, **told)
-        self._on_evaluation(line, sketched)
-        return score
+        last = done == self._plan.iterations
+        for peer in self._scored(objectives, thetas, progress, full=last):
+            score = self._scores[peer]
+            told = _scores(score) | {
+                "peer": peer,
+                "iteration": done,
+                "bytes_sent": bytes_sent[peer],
+                "seconds": time.monotonic() - self._begin,
+            }
+            sketched = self._sketch(thetas[peer])
+            self._spent[peer] = objectives[peer].privacy_spent() or (None, None)  # also if the run fails
+            epsilon, _ = self._spent[peer]
+            line = Evaluation(
+                sketch=sketch.encode(sketched), epsilon=epsilon, validation=validation.get(peer), **told
+            )
+            self._journals[peer].write(line)
+            self._callbacks.evaluated(line)
+            self._report(sketch=sketched, **told)
+            self._on_evaluation(line, sketched)
+            yield score
 
-    def _last_score(self, peer: int, objective: Objective, theta: Vector) -> Score:
-        """Score the peer's last θ; keep the scores by class, and write the predictions if they are wanted."""
-        if not isinstance(objective, EvaluatesInFull):
-            return objective.evaluate(theta)
-        full = objective.evaluate_in_full(theta)
-        self._class_scores[peer] = full.class_scores
-        if self._plan.config.runtime.predictions:
-            self._journals[peer].save_predictions(full.predictions)
-        return full.score
+    def score_again(
+        self,
+        objectives: Mapping[int, Objective],
+        thetas: Mapping[int, Vector],
+        progress: Callable[[], None],
+    ) -> None:
+        """Score θ that peers have kept, (q,) each: a peer's last scores are those of its last θ."""
+        for _ in self._scored(objectives, thetas, progress, full=True):
+            pass
+
+    def _scored(
+        self,
+        objectives: Mapping[int, Objective],
+        thetas: Mapping[int, Vector],
+        progress: Callable[[], None],
+        *,
+        full: bool,
+    ) -> Iterator[int]:
+        """Score each peer's θ and yield the peer; write the predictions if ``full`` and they are wanted."""
+        found = evaluations(self._problem, objectives, thetas, full=full, progress=progress)
+        begin = time.perf_counter()
+        for some in found:
+            for peer, one in some.items():
+                self._scores[peer] = one.score
+                if full:
+                    self._class_scores[peer] = one.class_scores
+                if full and self._plan.config.runtime.predictions:
+                    self._journals[peer].save_predictions(one.predictions)
+            self.share_seconds(some, "evaluation", time.perf_counter() - begin)
+            yield from some
+            begin = time.perf_counter()
 
     def trace(self, peer: int, view: int, done: int, surplus: Vector) -> None:
         """Write a sketch of ``surplus``, τ_i − g_i, (q,), after ``done`` iterations into the journal."""
@@ -325,14 +350,12 @@ class Recorder:
     ) -> Outcome | None:
         """Write the peer's tail and the last line of its journal; return its outcome.
 
-        If the peer has ``kept`` the θ of an iteration, ``theta`` is scored again: its last scores are those
-        of its last θ. Return None if the journal has its last line already, that of a stop.
+        If the peer has ``kept`` the θ of an iteration, ``theta`` is that one, and was scored again. Return
+        None if the journal has its last line already, that of a stop.
         """
         of = self._plan.iterations
-        if kept is not None and kept.own and kept.iteration < of:
+        if kept is not None and kept.is_earlier(of):
             of = kept.iteration
-            with self.timed(peer, "evaluation"):
-                self._scores[peer] = self._last_score(peer, objective, theta)
         epsilon, delta = objective.privacy_spent() or (None, None)
         outcome = Outcome(
             **_scores(self._scores[peer]),
@@ -413,7 +436,7 @@ class Recorder:
         else:
             log.info("peer %d: its model after %d iterations is in %s", peer, done, path)
 
-    @property
+    @cached_property
     def _preprocessing(self) -> dict[str, Any] | None:
         """Settings of the images that the model sees; None for a problem without images."""
         return getattr(self._problem, "preprocessing", None)

@@ -262,13 +262,13 @@ class Training:
     def finish(self) -> list[Outcome]:
         """Bring the last checkpoint, the tails and the journals to disk, and return the peers' outcomes."""
         self._keeper.finish(self._raise_if_stopped, self._timeout)
+        last = {p: self._kept(p) for p in self._peers}
+        of = self._plan.iterations
+        earlier = {p: theta for p, (theta, kept) in last.items() if kept and kept.is_earlier(of)}
+        self._recorder.score_again(self._objectives, earlier, self._evaluating)
         ended = [
             self._recorder.finish(
-                p,
-                self._objectives[p],
-                *self._kept(p),
-                self._exchange.bytes_sent[p],
-                self._exchange.seconds,
+                p, self._objectives[p], *last[p], self._exchange.bytes_sent[p], self._exchange.seconds
             )
             for p in self._peers
         ]
@@ -393,26 +393,32 @@ class Training:
                 if (tau := getattr(state, "tau", None)) is not None:
                     self._recorder.trace(p, self.session.number, done, tau - state.grad)  # type: ignore[attr-defined]
         if self._plan.evaluates_after(done):
-            for p in self.states:
-                if self._begins[p] <= done:
-                    self._evaluate(p, done)
+            self._evaluate(done)
         self._keeper.raise_if_failed()
         if self._keeper.due(done):
             self._keeper.keep(moment, self._raise_if_stopped, self._timeout)
 
-    def _evaluate(self, peer: int, done: int) -> None:
+    def _evaluating(self) -> None:
         self._pulse.enter(Pulse.EVALUATING)
-        theta, sent = self.states[peer].theta, self._exchange.bytes_sent[peer]
-        validation = None if self._best is None else self._validate(peer, self._best.by)
-        told = validation if validation is not None and math.isfinite(validation) else None
-        with naming(peer, self.iteration, "its evaluation failed"):
-            score = self._recorder.evaluate(peer, self._objectives[peer], theta, done, sent, told)
-        if not math.isfinite(score.loss) and not math.isnan(score.accuracy):
-            raise DivergedError.not_finite(peer, f"iteration {done}", "loss")
-        if told != validation:
-            raise DivergedError.not_finite(peer, f"iteration {done}", "validation loss")
-        if self._best is not None:
-            self._best.note(peer, done, validation, theta)
+
+    def _evaluate(self, done: int) -> None:
+        thetas = {p: state.theta for p, state in self.states.items() if self._begins[p] <= done}
+        self._evaluating()
+        best = self._best
+        validation = {} if best is None else {p: self._validate(p, best.by) for p in thetas}
+        told = {p: score for p, score in validation.items() if score is not None and math.isfinite(score)}
+        scores = self._recorder.evaluate(
+            self._objectives, thetas, done, self._exchange.bytes_sent, self._evaluating, told
+        )
+        for peer, theta in thetas.items():
+            with naming(peer, self.iteration, "its evaluation failed"):
+                score = next(scores)
+            if not math.isfinite(score.loss) and not math.isnan(score.accuracy):
+                raise DivergedError.not_finite(peer, f"iteration {done}", "loss")
+            if told.get(peer) != validation.get(peer):
+                raise DivergedError.not_finite(peer, f"iteration {done}", "validation loss")
+            if best is not None:
+                best.note(peer, done, validation[peer], theta)
 
     def _validate(self, peer: int, by: str) -> float | None:
         """Score the peer's θ on its own validation images, which are none of its test images."""

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import mmap
 import os
+import resource
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,11 +19,22 @@ from p2pft_flower.keeping.folders import make_private, private, replacing
 from p2pft_flower.keeping.lines import AnyLine, Run, read_line, written
 from p2pft_flower.keeping.predictions import predictions_name, write_predictions
 
-__all__ = ["Journal", "JournalError", "Life", "by_run", "read_journal", "read_whole_lines"]
+__all__ = [
+    "Journal",
+    "JournalError",
+    "Life",
+    "allow_journals",
+    "by_run",
+    "read_journal",
+    "read_whole_lines",
+]
 
 
 _LONGEST = 2**28
 """Bytes of a line at most: in a run of 4096 peers with pooled data, a line has the whole graph."""
+
+_OTHER_FILES = 512
+"""Open files of a host at most, beside those of each peer."""
 
 log = logging.getLogger("p2pft_flower")
 
@@ -153,6 +165,19 @@ class Journal:
                 self._file.close()
             except OSError as error:  # a line that the disk did not take: writing it has raised already
                 log.warning("peer %d: the end of %s is not written: %s", self.peer, self.path, error)
+
+
+def allow_journals(peers: int) -> None:
+    """Raise this process's soft limit on open files if it is too low for the journals of ``peers`` peers.
+
+    Systems often allow 1024 files, and the hard limit allows many more. Sockets of the peers count, too.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _OTHER_FILES + 4 * peers
+    if hard != resource.RLIM_INFINITY:
+        wanted = min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _cut_torn_end(path: Path) -> None:

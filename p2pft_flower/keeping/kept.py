@@ -69,3 +69,7 @@ class Kept(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     iteration: Count
     score: float
     own: bool = True
+
+    def is_earlier(self, iterations: int) -> bool:
+        """Return whether the peer ends with a θ of its own from before its last of ``iterations``."""
+        return self.own and self.iteration < iterations

@@ -26,7 +26,7 @@ from p2pft_flower.learning.model.structure import share_copy
 from p2pft_flower.learning.model.text_heads import fixed_head, text_classifier
 from p2pft_flower.learning.model.text_prompts import CONTEXT, PromptHead
 from p2pft_flower.learning.model.tune_values import read_tune
-from p2pft_flower.learning.objective import tail_vector
+from p2pft_flower.learning.theta import tail_vector
 
 __all__ = ["FeatureModel", "HeldFeatures"]
 

@@ -25,7 +25,7 @@ from p2pft_flower.learning.data.names import some_names
 from p2pft_flower.learning.draws import seeded
 from p2pft_flower.learning.model.modes import training
 from p2pft_flower.learning.model.split import Parts
-from p2pft_flower.learning.objective import EVALUATION_BATCH
+from p2pft_flower.learning.scoring import EVALUATION_BATCH
 from p2pft_flower.learning.store.features import TRUNK_BATCH
 
 __all__ = ["refuse_hidden_state"]

@@ -41,8 +41,8 @@ from p2pft_flower.learning.model.structure import set_classifier
 from p2pft_flower.learning.model.text_heads import fixed_head, text_classifier
 from p2pft_flower.learning.model.tuning import tune_model
 from p2pft_flower.learning.named_tensors import weights_digest
-from p2pft_flower.learning.objective import tail_vector
 from p2pft_flower.learning.store.features import Features, TrunkStore
+from p2pft_flower.learning.theta import tail_vector
 from p2pft_flower.plugins import is_reference, telling_whose
 
 __all__ = ["ImageModel"]
@@ -224,8 +224,13 @@ class ImageModel:
         images in messages, as ``"test"``.
         """
         if self.parts.path == "full" or not self.config.cache or not len(positions):
-            return self._live(split, positions, preprocessing(self.model))
+            return self._live(split, positions, self._plain)
         return self._trunk_store.features(split, positions, what)
+
+    @cached_property
+    def _plain(self) -> Callable[[Any], torch.Tensor]:
+        """PIL image ↦ the model's input, without augmentation."""
+        return preprocessing(self.model)
 
     def _live(
         self,
@@ -267,7 +272,7 @@ class ImageModel:
         self._log_unstored()
         config = self.config
         augmented = config.augment != "none"
-        transform = augmentation(self.model, config.augment) if augmented else preprocessing(self.model)
+        transform = augmentation(self.model, config.augment) if augmented else self._plain
         if config.stream:
             return StreamFeatures(
                 stream(), transform, self._run_trunk, seed=config.seed, peer=peer, augmented=augmented

@@ -20,7 +20,7 @@ from p2pft_flower.learning.bootstrap import Intervals, intervals
 from p2pft_flower.learning.data.dataset_names import data_dir_of
 from p2pft_flower.learning.data.holdings import Holdings
 from p2pft_flower.learning.data.image_settings import ImageSettings
-from p2pft_flower.learning.objective import Answers, Evaluation, prediction_rows, scores_of
+from p2pft_flower.learning.scoring import Answers, Evaluation, prediction_rows, scores_of
 from p2pft_flower.learning.workload import TAIL_SCHEMA, Workload
 from p2pft_flower.scores import ClassScores
 
@@ -350,17 +350,18 @@ def _with_own_test(
 ) -> LearningConfig:
     """Return ``config``, with which a tail is scored on another dataset than its run's, for its test images.
 
-    A run that was scored on held-out training images (``validation``) is scored on them again if they lie at
-    another path; of another dataset the test images count, and none is held out.
+    A run that was scored on held-out training images (``validation``), or on some images (``evaluate-on``),
+    is scored on them again if they lie at another path; of another dataset all test images count.
     """
-    if not config.validation or config.keeps_best:
+    validation = config.validation if config.keeps_best else 0.0
+    if config.validation == validation and not config.evaluate_on:
         return config
-    if not config.sited and "test-digest" in metadata:
+    if "test-digest" in metadata:
         with contextlib.suppress(DataError):
             there = Holdings(config, **place, classes=_classes(metadata, file))
             if there.test_digest(there.here[0]) == metadata["test-digest"]:
                 return config
-    return replace(config, validation=0.0)
+    return replace(config, validation=validation, evaluate_on=0)
 
 
 def _peer(metadata: dict[str, str], file: Path) -> int:

@@ -26,12 +26,8 @@ from p2pft_flower.learning.losses import image_loss
 from p2pft_flower.learning.minibatches import MiniBatch
 from p2pft_flower.learning.model.modes import training
 from p2pft_flower.learning.model.structure import share_copy
-from p2pft_flower.learning.objective import (
-    PeerObjective,
-    as_tensor,
-    gradient_of,
-    trained_parameters,
-)
+from p2pft_flower.learning.objective import PeerObjective, gradient_of
+from p2pft_flower.learning.theta import as_tensor, trained_parameters
 
 __all__ = ["Together", "padded_size", "why_apart"]
 

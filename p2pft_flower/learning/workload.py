@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from functools import cached_property
 from hashlib import sha256
@@ -26,19 +26,14 @@ from p2pft_flower.learning.minibatches import MiniBatch, MiniBatches, PooledMini
 from p2pft_flower.learning.model.split import Parts
 from p2pft_flower.learning.model.structure import share_copy
 from p2pft_flower.learning.named_tensors import named_digest, named_tensors, vector_of, weights_digest
-from p2pft_flower.learning.objective import (
-    Answers,
-    Evaluation,
-    PeerObjective,
-    Scored,
-    answers_of,
-    evaluate,
-    tail_vector,
-)
+from p2pft_flower.learning.objective import PeerObjective
 from p2pft_flower.learning.preparing import progress_to
 from p2pft_flower.learning.privacy import ClippedGradients, Privacy, log_draws, require_accountant
+from p2pft_flower.learning.scoring import Answers, Evaluation, InFull, Scored, answers_of, evaluate
+from p2pft_flower.learning.scoring_together import evaluate_together
 from p2pft_flower.learning.settings import check_privacy
 from p2pft_flower.learning.store.features import Features
+from p2pft_flower.learning.theta import tail_vector
 from p2pft_flower.learning.together import Together, why_apart
 
 __all__ = ["TAIL_SCHEMA", "Workload"]
@@ -384,6 +379,17 @@ class Workload:
                 lambda: self.holdings.stream(peer),
             )
         return self._features[peer]
+
+    def evaluate_together(
+        self,
+        objectives: Mapping[int, PeerObjective],
+        thetas: Mapping[int, npt.NDArray[np.float32]],
+        *,
+        full: bool = False,
+        progress: Callable[[], None] = lambda: None,
+    ) -> Iterator[dict[int, InFull]]:
+        """Score the θ of many peers, some at a time: see :mod:`~p2pft_flower.learning.scoring_together`."""
+        return evaluate_together(objectives, thetas, full=full, progress=progress)
 
     def score(self, theta: npt.NDArray[np.float32]) -> Evaluation:
         """Score any peer's ``theta``, (q,) float32, on all test images, without ``accuracy_unseen``."""

@@ -14,7 +14,7 @@ from p2pft_flower.keeping.progress import scored
 from p2pft_flower.report.results import ViewRow, head, log_name, summary, tail_name
 from p2pft_flower.typed import plain
 
-__all__ = ["Reached", "how_far", "run_results"]
+__all__ = ["Reached", "how_far", "run_results", "thinned"]
 
 _OF_CLASSES = (
     "balanced_accuracy",
@@ -24,6 +24,11 @@ _OF_CLASSES = (
     "macro_average_precision",
 )
 """The scores by class that a run's summary has."""
+
+
+_MANY_PEERS = 64
+_MOST_SCORES = 2**17
+"""Runs of more than so many peers have history of at most so many scores of peers: :func:`thinned`."""
 
 
 class Reached(NamedTuple):
@@ -160,7 +165,8 @@ def run_results(
         },
         "consensus_error": consensus,
         "kept": _kept_by_all(outcomes.values()),
-        "history": history,
+        "history": thinned(history, total),
+        "evaluations": len(history),
         "views": [dict(view) for view in views],
         "graph": dict(graph),
         "partition": partition,
@@ -170,6 +176,18 @@ def run_results(
         "resumed_from": plain(resumed_from),
         "error": missing,
     }
+
+
+def thinned(history: Sequence[dict[str, Any]], peers: int) -> list[dict[str, Any]]:
+    """Return the evaluations that results have: all, or of more than 64 peers 131,072 / ``peers`` at most.
+
+    Those are evenly spaced, the first and the last included. Journals keep all.
+    """
+    most = max(2, _MOST_SCORES // peers)
+    if peers <= _MANY_PEERS or len(history) <= most:
+        return list(history)
+    last = len(history) - 1
+    return [history[k * last // (most - 1)] for k in range(most)]
 
 
 def _kept_by_all(outcomes: Iterable[Outcome]) -> dict[str, Any] | None:

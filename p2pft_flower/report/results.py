@@ -259,9 +259,23 @@ def write_json(path: Path, content: dict[str, Any]) -> Path:
     """Write ``content`` to ``path`` in one piece and return the path; make its folder if it is missing."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(finite(content), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    partial.write_text(_laid_out(finite(content)) + "\n", encoding="utf-8")
     os.replace(partial, path)  # noqa: PTH105 - a reader sees the whole file or none
     return path
+
+
+def _laid_out(value: Any, margin: str = "\n") -> str:
+    """Return ``value`` as JSON with an entry a line, but lists of numbers and texts in one line each.
+
+    The weights of 1,024 peers are a million numbers: with a line each they would take 14 MB instead of 5.
+    """
+    inner = f"{margin}  "
+    if isinstance(value, dict) and value:
+        rows = [f"{json.dumps(str(key))}: {_laid_out(one, inner)}" for key, one in value.items()]
+        return f"{{{inner}{f',{inner}'.join(rows)}{margin}}}"
+    if isinstance(value, list) and any(isinstance(one, dict | list) for one in value):
+        return f"[{inner}{f',{inner}'.join(_laid_out(one, inner) for one in value)}{margin}]"
+    return json.dumps(value, allow_nan=False)
 
 
 def holds_a_run(folder: Path) -> bool:

@@ -134,6 +134,8 @@ def run_table(results: dict[str, Any]) -> str:
             lines.append(
                 f"{what}: mean {s['mean']:.4f}, std {s['std']:.4f}, min {s['min']:.4f}, max {s['max']:.4f}"
             )
+    if most := results["config"].get("evaluate-on"):
+        lines.append(f"scored on {most} test {samples_word(results['config'])} at most, drawn by the seed")
     lines += _class_lines(results)
     error = results["consensus_error"]
     lines.append(

@@ -53,6 +53,7 @@ def hospitals(tmp_path_factory):
     settings["data_dir"] = str(root / "one" / "images")
     run_app(root / "run", nodes=1, **settings)
     run_app(root / "held", nodes=1, validation=0.34, **settings)
+    run_app(root / "some", nodes=1, evaluate_on=6, **settings)
     write_hospital(root / "two", "dog")
     return root
 
@@ -213,3 +214,13 @@ def test_a_sites_table_with_test_rows_only_is_scored(hospitals, tmp_path):
         f"table:{tmp_path}/site-{{peer}}/labels.csv",
     )
     assert (told["images"], told["accuracy"]) == (8, 1.0)
+
+
+def test_the_images_that_the_seed_drew_are_scored_again_and_all_of_another_dataset(hospitals, tmp_path):
+    assert evaluated(hospitals / "some")["images"] == 6
+    moved = shutil.copytree(hospitals / "one", tmp_path / "moved")
+    words = ("--dataset", f"table:{moved}/labels.csv", "--data-dir", moved / "images")
+    told = evaluated(hospitals / "some", *words)
+    assert (told["images"], told["same_images"]) == (6, True)
+    told = evaluated(hospitals / "some", "--dataset", f"table:{hospitals}/two/labels.csv")
+    assert (told["images"], told["same_images"]) == (8, False)

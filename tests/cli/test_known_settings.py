@@ -318,6 +318,7 @@ def test_every_key_that_names_something_is_among_them():
             "download",
             "verify",
             "validation",
+            "evaluate-on",
             "shots",
             "bad-images",
             "dp-delta",

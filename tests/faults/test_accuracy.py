@@ -11,7 +11,7 @@ from p2pft_flower.algorithms import simulate
 from p2pft_flower.config import LearningConfig
 from p2pft_flower.lab.ports import free_addresses
 from p2pft_flower.lab.relay import Relays
-from p2pft_flower.learning.objective import evaluate
+from p2pft_flower.learning.scoring import evaluate
 from p2pft_flower.learning.workload import Workload
 from p2pft_flower.topology import Graph
 from p2pft_flower.topology.views import View

@@ -26,7 +26,8 @@ from p2pft_flower.learning.exports import load_export
 from p2pft_flower.learning.feature_model import HeldFeatures
 from p2pft_flower.learning.minibatches import MiniBatches
 from p2pft_flower.learning.model.models import preprocessing
-from p2pft_flower.learning.objective import PeerObjective, tail_vector
+from p2pft_flower.learning.objective import PeerObjective
+from p2pft_flower.learning.theta import tail_vector
 from p2pft_flower.report.results import read_results
 from tests.blocks import ROOT, blocks_of, commands_of
 from tests.cli.test_commands import invoke

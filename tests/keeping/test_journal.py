@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -78,3 +80,22 @@ def test_a_journal_that_cannot_be_opened_is_a_named_error_with_a_remedy(tmp_path
     (tmp_path / taken).touch()
     with pytest.raises(JournalError, match=r"peer 3: .*peer-3\.jsonl cannot be written: .*output-dir"):
         Journal(tmp_path, 3)
+
+
+MANY_FILES = """
+import resource, sys
+from pathlib import Path
+from p2pft_flower.keeping.journal import Journal, allow_journals
+_, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, hard))
+allow_journals(100)
+journals = [Journal(Path(sys.argv[1]), peer) for peer in range(100)]
+allow_journals(1)
+print(resource.getrlimit(resource.RLIMIT_NOFILE)[1] == hard, len(journals))
+"""
+
+
+def test_a_host_may_open_more_journals_than_the_systems_soft_limit_on_files_allows(tmp_path):
+    command = [sys.executable, "-c", MANY_FILES, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+    assert (done.returncode, done.stdout) == (0, "True 100\n"), done.stderr

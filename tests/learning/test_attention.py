@@ -23,7 +23,7 @@ from p2pft_flower.learning.attention import (
 )
 from p2pft_flower.learning.model.models import create_model
 from p2pft_flower.learning.model.tuning import tune_model
-from p2pft_flower.learning.objective import tail_vector
+from p2pft_flower.learning.theta import tail_vector
 from p2pft_flower.learning.workload import Workload
 
 VITS = {

@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 from sklearn import metrics
 
-from p2pft_flower.learning.class_scores import BINS, balanced_accuracy, calibration_error, class_scores
+from p2pft_flower.learning.class_scores import (
+    BINS,
+    balanced_accuracy,
+    calibration_error,
+    class_scores,
+    rankings,
+)
 from p2pft_flower.scores import MOST_CELLS, MOST_ROWS, ClassScores, has_confusion, has_rows
 from p2pft_flower.typed import decoded, encoded
 
@@ -43,6 +49,19 @@ def test_each_number_is_that_of_scikit_learns_function_of_its_name():
     lowest = int(np.argmin(rows.recall))
     told = (scores.lowest_recall, scores.lowest_class, scores.lowest_support)
     assert told == (pytest.approx(rows.recall[lowest]), NAMES[lowest], rows.support[lowest])
+
+
+@pytest.mark.parametrize("digits", [0, 1, 2, 16])
+def test_ranks_are_those_of_scikit_learn_also_among_equal_probabilities(digits):
+    labels, _, probabilities = drawn(images=200, held=(0, 1, 3), seed=digits)
+    truth, rounded = labels[:, None] == np.arange(4), probabilities.round(digits)
+    truth[:, 1] = True  # all images are of a class, none of another
+    auroc, precision = rankings(truth, rounded)
+    assert [auroc[1], auroc[2], precision[1], precision[2]] == [None, None, 1.0, None]
+    for k in (0, 3):
+        assert auroc[k] == pytest.approx(metrics.roc_auc_score(truth[:, k], rounded[:, k]), rel=1e-12)
+        wanted = metrics.average_precision_score(truth[:, k], rounded[:, k])
+        assert precision[k] == pytest.approx(wanted, rel=1e-12)
 
 
 def test_the_calibration_error_is_the_weighted_distance_of_the_bins():

@@ -22,7 +22,7 @@ from p2pft_flower.learning.data.splits import Split
 from p2pft_flower.learning.model.split import split_model
 from p2pft_flower.learning.model.text_embeddings import read_text_embeddings
 from p2pft_flower.learning.named_tensors import weights_digest
-from p2pft_flower.learning.objective import tail_vector
+from p2pft_flower.learning.theta import tail_vector
 from p2pft_flower.learning.workload import Workload
 from tests.features import NAMES, WIDTH, arrays, centres, write_features, write_text
 

@@ -18,7 +18,9 @@ from p2pft_flower.learning.losses import balanced_weights
 from p2pft_flower.learning.minibatches import MiniBatch, MiniBatches, PooledMiniBatches
 from p2pft_flower.learning.model.split import split_model
 from p2pft_flower.learning.model.structure import share_copy
-from p2pft_flower.learning.objective import PeerObjective, Scored, tail_vector
+from p2pft_flower.learning.objective import PeerObjective
+from p2pft_flower.learning.scoring import Scored
+from p2pft_flower.learning.theta import tail_vector
 from p2pft_flower.learning.workload import Workload
 
 from .conftest import MemoryFeatures, small_vit, write_images

@@ -12,7 +12,9 @@ from torch import nn
 from p2pft_flower.learning.data.batches import Batches
 from p2pft_flower.learning.minibatches import MiniBatches
 from p2pft_flower.learning.model.split import split_model
-from p2pft_flower.learning.objective import PeerObjective, evaluate, tail_vector
+from p2pft_flower.learning.objective import PeerObjective
+from p2pft_flower.learning.scoring import evaluate
+from p2pft_flower.learning.theta import tail_vector
 
 from .conftest import DROPS, MemoryFeatures, small_vit
 
@@ -205,7 +207,7 @@ def test_scores_do_not_depend_on_the_stretches_in_which_images_are_evaluated(mon
     nobody = torch.tensor(truth) == 3
     theta = np.array([0, 1, 2, 3], np.float32)
     whole = evaluate(Answers(), theta, test, nobody)
-    monkeypatch.setattr("p2pft_flower.learning.objective.EVALUATION_BATCH", 4)
+    monkeypatch.setattr("p2pft_flower.learning.scoring.EVALUATION_BATCH", 4)
     parts = evaluate(Answers(), theta, test, nobody)
     assert parts.loss == pytest.approx(whole.loss, rel=1e-12)
     assert (parts.accuracy, parts.accuracy_unseen) == (whole.accuracy, whole.accuracy_unseen)

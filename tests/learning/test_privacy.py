@@ -19,8 +19,9 @@ from p2pft_flower.learning import privacy as module
 from p2pft_flower.learning.data.batches import Batches, PoissonBatches
 from p2pft_flower.learning.minibatches import MiniBatches
 from p2pft_flower.learning.model.split import split_model
-from p2pft_flower.learning.objective import PeerObjective, tail_vector, trained_parameters
+from p2pft_flower.learning.objective import PeerObjective
 from p2pft_flower.learning.privacy import ClippedGradients, Privacy, epsilon
+from p2pft_flower.learning.theta import tail_vector, trained_parameters
 from p2pft_flower.learning.workload import Workload
 
 from .conftest import DROPS, MemoryFeatures, small_swin, small_vit

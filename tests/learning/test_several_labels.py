@@ -15,15 +15,10 @@ from p2pft_flower.learning.losses import image_loss
 from p2pft_flower.learning.minibatches import MiniBatch, MiniBatches
 from p2pft_flower.learning.model.split import split_model
 from p2pft_flower.learning.model.tuning import tune_model
-from p2pft_flower.learning.objective import (
-    Answers,
-    PeerObjective,
-    prediction_rows,
-    scores_of,
-    tail_vector,
-    trained_parameters,
-)
+from p2pft_flower.learning.objective import PeerObjective
 from p2pft_flower.learning.privacy import ClippedGradients
+from p2pft_flower.learning.scoring import Answers, prediction_rows, scores_of
+from p2pft_flower.learning.theta import tail_vector, trained_parameters
 from p2pft_flower.scores import ClassScores
 from p2pft_flower.typed import decoded, encoded
 

@@ -11,7 +11,8 @@ from p2pft_flower.errors import ConfigError
 from p2pft_flower.learning.data.batches import Batches
 from p2pft_flower.learning.minibatches import MiniBatch, MiniBatches
 from p2pft_flower.learning.model.split import split_model
-from p2pft_flower.learning.objective import PeerObjective, tail_vector
+from p2pft_flower.learning.objective import PeerObjective
+from p2pft_flower.learning.theta import tail_vector
 from p2pft_flower.learning.together import Together, padded_size, why_apart
 from p2pft_flower.learning.workload import MANY, Workload
 

@@ -1,4 +1,4 @@
-"""Training images that are held out: peers are scored on them instead of the test images."""
+"""The images on which peers are scored: some of the test images, or training images that are held out."""
 
 from __future__ import annotations
 
@@ -16,11 +16,40 @@ from p2pft_flower.learning.data.names import some_names
 from p2pft_flower.learning.data.partitions import Partition
 from p2pft_flower.learning.data.splits import Dataset
 
-__all__ = ["held_out", "held_out_by_each"]
+__all__ = ["drawn_to_score", "held_out", "held_out_by_each"]
 
 log = logging.getLogger(__name__)
 
 _FRAMES = " (the frames of one file stay together)"
+
+Positions = npt.NDArray[np.int64]
+
+
+def drawn_to_score(images: Positions, most: int, seed: int, peer: int | None = None) -> Positions:
+    """Return ``most`` of ``images``, drawn at random, ascending; all if there are no more, or ``most`` is 0.
+
+    Parameters
+    ----------
+    images : (N,) int64 array
+        Positions of the images.
+    most : int
+        Number of images that are drawn. Fewer are among more of the same seed.
+    seed : int
+        Number that decides the draw, by the places of ``images`` and not by the numbers there.
+    peer : int, optional
+        The peer whose own images they are; default: peers share them.
+    """
+    if not 0 < most < len(images):
+        return images
+    log.info(
+        "evaluate-on: %sscored on %d of %d test images, drawn by seed %d",
+        "" if peer is None else f"peer {peer} is ",
+        most,
+        len(images),
+        seed,
+    )
+    rng = np.random.default_rng([seed, 2] if peer is None else [seed, 2, peer])
+    return images[np.sort(rng.permutation(len(images))[:most])]
 
 
 def held_out(data: Dataset, share: float, seed: int) -> Dataset:

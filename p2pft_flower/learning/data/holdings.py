@@ -20,7 +20,7 @@ from p2pft_flower.learning.data.class_groups import class_owners
 from p2pft_flower.learning.data.data_digest import images_digest, listed_images
 from p2pft_flower.learning.data.dataset_names import refuse_data_dir
 from p2pft_flower.learning.data.datasets import load_dataset
-from p2pft_flower.learning.data.held_out import held_out, held_out_by_each
+from p2pft_flower.learning.data.held_out import drawn_to_score, held_out, held_out_by_each
 from p2pft_flower.learning.data.label_arrays import check_several, held_classes
 from p2pft_flower.learning.data.names import some_names
 from p2pft_flower.learning.data.partitions import Partition, draw_shots, partition_images, resolve_partition
@@ -350,7 +350,7 @@ class Holdings:
     def tests(self) -> Partition:
         """Positions in the test split, one array for each of the n peers.
 
-        With ``bad-images = skip``, unreadable images are left out.
+        With ``bad-images = skip``, unreadable images are left out; then ``evaluate-on`` images are drawn.
 
         Raises
         ------
@@ -360,10 +360,13 @@ class Holdings:
         every = np.arange(len(self.dataset.test))
         if self.config.bad_images == "skip":
             every = np.setdiff1d(every, self._unreadable(self.pictures.test, every, "test"))
+        most, seed = self.config.evaluate_on, self.config.seed
         if not self.config.sited:
+            every = drawn_to_score(every, most, seed)
             self._check_test(every, "")
             return [every] * self.n
         tests = [np.intersect1d(every, self._sites.test.get(p, [])).astype(np.int64) for p in range(self.n)]
+        tests = [drawn_to_score(test, most, seed, p) for p, test in enumerate(tests)]
         for peer in self.here:
             if len(tests[peer]):
                 self._check_test(tests[peer], f"peer {peer}: ")
@@ -381,7 +384,7 @@ class Holdings:
         if absent:
             log.warning("%sno test image of the classes %s: they are not scored", whose, some_names(absent))
 
-    @property
+    @cached_property
     def test_positions(self) -> npt.NDArray[np.int64]:
         """Positions in the test split of all images on which the peers here are scored, ascending."""
         return np.unique(np.concatenate([self.tests[p] for p in self.here]))

@@ -22,6 +22,7 @@ __all__ = ["build"]
 
 SETTINGS = (
     *("model", "weights", "head", "tune", "dataset", "partition", "shots", "validation", "problem"),
+    "evaluate-on",
     *("topology", "schedule-graph", "codec", "algorithm-options", "local-epochs", "objective", "seed"),
     *(
         "learning-rate",

@@ -91,8 +91,9 @@ def main_run(runs: Sequence[Run]) -> Run:
 def comparable(one: Run, other: Run) -> bool:
     """Tell whether the accuracies of two runs are of the same classes, held by the same peers."""
     a, b = one.results, other.results
-    keys = ("dataset", "problem", "shots", "validation")
-    return a.partition == b.partition and all(a.config.get(k) == b.config.get(k) for k in keys)
+    keys = ("dataset", "problem", "shots", "validation", "evaluate-on")
+    same = all((a.config.get(k) or None) == (b.config.get(k) or None) for k in keys)  # older runs lack some
+    return a.partition == b.partition and same
 
 
 def baseline(run: Run, runs: Sequence[Run], kind: str) -> Run | None:

@@ -13,7 +13,7 @@ from p2pft_flower.errors import DataError
 from p2pft_flower.learning.data.held_out import held_out
 from p2pft_flower.learning.data.holdings import Holdings
 from p2pft_flower.learning.data.splits import Dataset, Split
-from p2pft_flower.learning.objective import answers_of
+from p2pft_flower.learning.scoring import answers_of
 from p2pft_flower.learning.tails import load_tail
 from p2pft_flower.learning.workload import Workload
 from p2pft_flower.report.results import read_results

@@ -15,7 +15,8 @@ from p2pft_flower.learning.minibatches import MiniBatches
 from p2pft_flower.learning.model.added import merge_low_rank
 from p2pft_flower.learning.model.split import split_model
 from p2pft_flower.learning.model.tuning import tune_model
-from p2pft_flower.learning.objective import PeerObjective, tail_vector
+from p2pft_flower.learning.objective import PeerObjective
+from p2pft_flower.learning.theta import tail_vector
 from tests.learning.conftest import MemoryFeatures, small_swin, small_vit
 
 BATCH = {

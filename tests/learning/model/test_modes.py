@@ -18,8 +18,9 @@ from p2pft_flower.learning.minibatches import MiniBatches
 from p2pft_flower.learning.model.modes import has_statistics, switched_on, training
 from p2pft_flower.learning.model.split import PATHS, split_model
 from p2pft_flower.learning.model.tuning import tune_model
-from p2pft_flower.learning.objective import PeerObjective, tail_vector, trained_parameters
+from p2pft_flower.learning.objective import PeerObjective
 from p2pft_flower.learning.privacy import ClippedGradients, Privacy
+from p2pft_flower.learning.theta import tail_vector, trained_parameters
 from p2pft_flower.learning.workload import Workload
 from tests.learning.conftest import (
     DROPS,
@@ -177,7 +178,7 @@ def test_a_tail_is_in_eval_mode_before_and_after_a_gradient_and_when_one_fails()
         objective.gradient(tail_vector(tail))
         with pytest.raises((RuntimeError, ValueError)):
             objective.gradient(np.zeros(1, np.float32))
-        own = objective._tail
+        own = objective.tail
         assert not any(module.training for module in own.modules())
         with training(own):
             assert own.training

@@ -24,8 +24,9 @@ from p2pft_flower.learning.model.replay import record
 from p2pft_flower.learning.model.split import split_model
 from p2pft_flower.learning.model.structure import stages
 from p2pft_flower.learning.model.tuning import tune_model
-from p2pft_flower.learning.objective import PeerObjective, tail_vector, trained_parameters
+from p2pft_flower.learning.objective import PeerObjective
 from p2pft_flower.learning.privacy import ClippedGradients
+from p2pft_flower.learning.theta import tail_vector, trained_parameters
 from tests.learning.conftest import MemoryFeatures, set_statistics
 from tests.learning.small_timm import MORE
 

@@ -14,8 +14,9 @@ from p2pft_flower.learning.data.batches import Batches
 from p2pft_flower.learning.minibatches import MiniBatches
 from p2pft_flower.learning.model.own_step import check_own_step
 from p2pft_flower.learning.model.split import split_model
-from p2pft_flower.learning.objective import PeerObjective, tail_vector
+from p2pft_flower.learning.objective import PeerObjective
 from p2pft_flower.learning.privacy import Privacy
+from p2pft_flower.learning.theta import tail_vector
 from tests.learning.conftest import DROPS, MemoryFeatures, small_hybrid, small_swin, small_vit
 
 

@@ -15,7 +15,8 @@ from p2pft_flower.learning.minibatches import MiniBatches
 from p2pft_flower.learning.model.models import create_model
 from p2pft_flower.learning.model.modes import switched_on
 from p2pft_flower.learning.model.split import split_model
-from p2pft_flower.learning.objective import PeerObjective, tail_vector
+from p2pft_flower.learning.objective import PeerObjective
+from p2pft_flower.learning.theta import tail_vector
 from tests.learning.conftest import DROPS, MemoryFeatures, small_vit
 
 EVERY_TUNE = ["head", "last-block", "last-blocks:1", "last-blocks:2", "last-blocks:3", "full"]
