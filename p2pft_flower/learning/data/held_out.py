@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
+from p2pft_flower.config import LearningConfig
 from p2pft_flower.errors import DataError
 from p2pft_flower.learning.data.frames import draw_whole_files
 from p2pft_flower.learning.data.label_arrays import draw_groups, held_classes
@@ -25,20 +26,20 @@ _FRAMES = " (the frames of one file stay together)"
 Positions = npt.NDArray[np.int64]
 
 
-def drawn_to_score(images: Positions, most: int, seed: int, peer: int | None = None) -> Positions:
-    """Return ``most`` of ``images``, drawn at random, ascending; all if there are no more, or ``most`` is 0.
+def drawn_to_score(images: Positions, config: LearningConfig, peer: int | None = None) -> Positions:
+    """Return ``evaluate-on`` of ``images``, drawn at random, ascending; all if there are no more, or it is 0.
 
     Parameters
     ----------
     images : (N,) int64 array
         Positions of the images.
-    most : int
-        Number of images that are drawn. Fewer are among more of the same seed.
-    seed : int
-        Number that decides the draw, by the places of ``images`` and not by the numbers there.
+    config : LearningConfig
+        The settings: number and seed. The seed draws places of ``images``, whatever numbers are there, and
+        fewer are among more.
     peer : int, optional
         The peer whose own images they are; default: peers share them.
     """
+    most, seed = config.evaluate_on, config.seed
     if not 0 < most < len(images):
         return images
     log.info(

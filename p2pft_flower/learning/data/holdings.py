@@ -360,13 +360,12 @@ class Holdings:
         every = np.arange(len(self.dataset.test))
         if self.config.bad_images == "skip":
             every = np.setdiff1d(every, self._unreadable(self.pictures.test, every, "test"))
-        most, seed = self.config.evaluate_on, self.config.seed
         if not self.config.sited:
-            every = drawn_to_score(every, most, seed)
+            every = drawn_to_score(every, self.config)
             self._check_test(every, "")
             return [every] * self.n
         tests = [np.intersect1d(every, self._sites.test.get(p, [])).astype(np.int64) for p in range(self.n)]
-        tests = [drawn_to_score(test, most, seed, p) for p, test in enumerate(tests)]
+        tests = [drawn_to_score(test, self.config, p) for p, test in enumerate(tests)]
         for peer in self.here:
             if len(tests[peer]):
                 self._check_test(tests[peer], f"peer {peer}: ")
@@ -483,9 +482,8 @@ class Holdings:
         found = images_digest(self.dataset.train, self._usable, self.classes, self._seen["train"])
         if not self.partition_spec.startswith(BY):
             return found
-        return xxhash.xxh3_128(
-            found.encode() + b"".join(share.tobytes() for share in self.shares)
-        ).hexdigest()
+        whose = b"".join(share.tobytes() for share in self.shares)
+        return xxhash.xxh3_128(found.encode() + whose).hexdigest()
 
     def test_digest(self, peer: int) -> str:
         """Return the digest of the images on which ``peer`` is scored."""
