@@ -31,12 +31,13 @@ from p2pft_flower.host.hearsay import HeardOf, heard_of
 from p2pft_flower.host.keeper import Keeper
 from p2pft_flower.host.lookout import Lookout
 from p2pft_flower.host.meeting import Meeting
+from p2pft_flower.host.peer_errors import PeerFailedError, naming
 from p2pft_flower.host.problem import Objective, Problem, together
 from p2pft_flower.host.publisher import Publisher
 from p2pft_flower.host.recorder import Recorder
 from p2pft_flower.host.session import Session, Sessions
 from p2pft_flower.host.standings import Standings
-from p2pft_flower.host.training import PeerFailedError, Training, naming
+from p2pft_flower.host.training import Training
 from p2pft_flower.host.wires import Access, Wires
 from p2pft_flower.keeping.absence import last_word
 from p2pft_flower.keeping.lines import Failed, Outcome, ViewChange

@@ -2,38 +2,35 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import math
 import os
 import threading
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
 import numpy as np
 
-from p2pft_flower.algorithms.objective import of_objective
 from p2pft_flower.algorithms.registry import check_graph
 from p2pft_flower.algorithms.seam import (
     Algorithm,
-    Draw,
     Gradient,
     Mix,
     State,
     Step,
     Vector,
-    draw_each,
     lockstep,
     placed,
 )
-from p2pft_flower.errors import Cause, DataError, P2PFTError
+from p2pft_flower.errors import DataError
 from p2pft_flower.host.agreement import Agreement
 from p2pft_flower.host.best import BestTheta
 from p2pft_flower.host.class_counts import ClassCounts, weighted
+from p2pft_flower.host.drawing import Drawing
 from p2pft_flower.host.exchange import DivergedError, HostExchange
 from p2pft_flower.host.keeper import Keeper, Moment
+from p2pft_flower.host.peer_errors import naming
 from p2pft_flower.host.problem import Objective, Together, validated
 from p2pft_flower.host.recorder import Outcome, Recorder
 from p2pft_flower.host.session import Session
@@ -45,36 +42,12 @@ from p2pft_flower.transport import OwnPulse, Pulse
 
 log = logging.getLogger("p2pft_flower")
 
-__all__ = ["TRACE", "PeerFailedError", "Training", "naming"]
+__all__ = ["TRACE", "Training"]
 
 TRACE = "P2PFT_TRACE_TRACKER"
 """Environment variable: if it is not empty, each peer writes a trace, a sketch of τ_i − g_i, after each
 iteration. Sketches are linear: summed over the peers of a view they show whether Σ τ = Σ g (invariant 1 of
 docs/architecture.md)."""
-
-
-class PeerFailedError(Exception):
-    """The code of a peer of this host raised; the text names peer, iteration, place and the original error.
-
-    This is no subclass of :class:`P2PFTError`, as it stands for any error of the peer's code.
-    """
-
-    cause = Cause.OWN
-
-    def __init__(self, peer: int, iteration: int, what: str, cause: BaseException) -> None:
-        self.peer, self.iteration = peer, iteration
-        super().__init__(f"peer {peer}, iteration {iteration}: {what}: {type(cause).__name__}: {cause}")
-
-
-@contextlib.contextmanager
-def naming(peer: int, iteration: int, what: str) -> Iterator[None]:
-    """Replace an error in a ``with`` block, unless it is a P2PFTError, by a PeerFailedError for ``peer``."""
-    try:
-        yield
-    except (P2PFTError, PeerFailedError):
-        raise
-    except Exception as error:
-        raise PeerFailedError(peer, iteration, what, error) from error
 
 
 class Training:
@@ -131,13 +104,19 @@ class Training:
         raise_if_stopped: Callable[[], None],
     ) -> None:
         self._plan, self._method, self._objectives = plan, method, objectives
-        self._together = together
-        self._gradients = {p.peer: self._gradient(p.peer) for p in plan.peers}
         self._exchange, self._recorder, self._keeper = exchange, recorder, keeper
         self._pulse, self._raise_if_stopped = pulse, raise_if_stopped
         config = plan.config
-        self._decay, self._timeout = config.method.weight_decay, config.runtime.peer_timeout
+        self._timeout = config.runtime.peer_timeout
         self._peers = [p.peer for p in plan.peers]
+        self._draw = Drawing(
+            self._peers,
+            objectives,
+            together,
+            recorder,
+            config.method.weight_decay,
+            lambda: (self.iteration, self.session.weights),
+        )
         self.session = session
         self._trace = bool(os.environ.get(TRACE))
         self._begins = plan.begins
@@ -184,9 +163,7 @@ class Training:
 
     def begin(self, theta0: Vector) -> None:
         """Start each peer that has no state yet at ``theta0``, (q,); score and keep all if that is due."""
-        for p in self._peers:
-            if p not in self.states:
-                self._start(p, theta0.copy())
+        self._start({p: theta0.copy() for p in self._peers if p not in self.states})
         self._complete_later(self.done)
 
     def iterate(self, agreement: Agreement | None) -> None:
@@ -208,7 +185,9 @@ class Training:
             if k == self.session.all_have_theta:
                 self._exchange.withdraw()
             begun = [p for p in self.states if self._begins[p] <= k]
-            steps = {p: self._step(p, self._of(p).step(k, self.states[p], self._gradients[p])) for p in begun}
+            steps = {
+                p: self._step(p, self._of(p).step(k, self.states[p], self._draw.gradients[p])) for p in begun
+            }
             after = lockstep(steps, self._send, self._take, len(self._method.phases), self._draw)
             if agreement is not None:
                 agreement.complete(k + 1)
@@ -253,8 +232,7 @@ class Training:
             self._best.come_back()
         if theta is not None and self._counts is not None:
             self._counts.come_back()
-        for p in self._peers:
-            self._start(p, self.states[p].theta if theta is None else theta.copy())
+        self._start({p: self.states[p].theta if theta is None else theta.copy() for p in self._peers})
         # Scores and checkpoints due after the iterations that the others had completed are due here too.
         if behind or theta is not None:
             self._complete_later(session.first)
@@ -311,14 +289,21 @@ class Training:
                 self._recorder.save_stopped(peer, state.theta, done)
             self._keeper.keep_stopped(completed)
 
-    def _start(self, peer: int, theta: Vector) -> None:
-        with naming(peer, self.iteration, "it could not start"):
-            gradient = self._gradients[peer]
-            if self._counts is not None:
-                # Nothing is computed before the weights are known; θ is there for peers that come back.
-                self._waiting.add(peer)
-                gradient = np.zeros_like
-            self.states = self.states | {peer: self._of(peer).start(theta, gradient)}
+    def _start(self, thetas: Mapping[int, Vector]) -> None:
+        """Start each peer's method at its θ, (q,)."""
+        if self._counts is None:
+            self._start_with(thetas, self._draw.first(thetas))
+        else:
+            # Nothing is computed before the weights are known; θ is there for peers that come back.
+            self._waiting.update(thetas)
+            self._start_with(thetas, dict.fromkeys(thetas, np.zeros_like))
+
+    def _start_with(self, thetas: Mapping[int, Vector], gradients: Mapping[int, Gradient]) -> None:
+        started = {}
+        for p, theta in thetas.items():
+            with naming(p, self.iteration, "it could not start"):
+                started[p] = self._of(p).start(theta, gradients[p])
+        self.states = self.states | started
 
     def _weigh_classes(self) -> None:
         """Agree with the others on the classes' weights as a view begins, and then start the peers.
@@ -337,10 +322,8 @@ class Training:
         self._pulse.enter(Pulse.COMPUTING)
         for p, objective in objectives.items():
             objective.weigh(self._counts.total(p))
-        for p in sorted(self._waiting):
-            with naming(p, self.iteration, "it could not start"):
-                state = self._of(p).start(self.states[p].theta, self._gradients[p])
-            self.states = self.states | {p: state}
+        thetas = {p: self.states[p].theta for p in sorted(self._waiting)}
+        self._start_with(thetas, self._draw.first(thetas))
         self._waiting.clear()
         if self._due:
             self._due = False
@@ -458,33 +441,3 @@ class Training:
             return last, None
         theta = self._best.theta(peer)
         return last if theta is None else theta, self._best.kept(peer)
-
-    def _gradient(self, peer: int) -> Gradient:
-        """Return the gradient of the peer's objective in its view; errors of its code name the peer."""
-
-        def gradient(theta: Vector) -> Vector:
-            with (
-                self._recorder.timed(peer, "gradient"),
-                naming(peer, self.iteration, "its gradient failed"),
-            ):
-                drawn = self._objectives[peer].gradient(theta)
-            return self._of_objective(peer, drawn, theta)
-
-        return gradient
-
-    def _draw(self, asked: Mapping[int, Draw]) -> Mapping[int, Vector]:
-        """Return the gradients that the peers ask for; all at once if that is possible."""
-        own = all(one.gradient is self._gradients[peer] for peer, one in asked.items())
-        if self._together is None or not own:  # a method may ask for another function's gradient
-            return draw_each(asked)
-        begin = time.perf_counter()
-        with naming(min(asked), self.iteration, f"the gradients of {len(asked)} peers together failed"):
-            drawn = self._together({peer: one.theta for peer, one in asked.items()})
-        self._recorder.share_seconds(asked, "gradient", time.perf_counter() - begin)
-        return {peer: self._of_objective(peer, drawn[peer], one.theta) for peer, one in asked.items()}
-
-    def _of_objective(self, peer: int, drawn: Vector, theta: Vector) -> Vector:
-        """Return w_i ∇L_i + λ θ from ∇L_i at ``theta``, which is checked for finite numbers."""
-        if not np.isfinite(drawn).all():
-            raise DivergedError.not_finite(peer, f"iteration {self.iteration}", "gradient")
-        return of_objective(drawn, theta, weight=self.session.weights[peer], weight_decay=self._decay)

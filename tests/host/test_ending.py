@@ -22,7 +22,7 @@ from p2pft_flower.host.ending import (
     others_go_on,
 )
 from p2pft_flower.host.exchange import DivergedError
-from p2pft_flower.host.training import PeerFailedError
+from p2pft_flower.host.peer_errors import PeerFailedError
 from p2pft_flower.keeping.checkpoints import CheckpointError
 from p2pft_flower.keeping.journal import JournalError
 from p2pft_flower.transport import (
