@@ -340,6 +340,9 @@ class Listener:
             *_SERVER_OPTIONS,
             ("grpc.max_receive_message_length", max(max_message, _SMALL_MESSAGE)),
             ("grpc.max_concurrent_streams", max_calls),
+            # Of more calls that wait for the loop gRPC would end some at random, with CANCELLED.
+            ("grpc.server.max_pending_requests", max(1000, max_calls)),
+            ("grpc.server.max_pending_requests_hard_limit", max(3000, max_calls)),
             ("grpc.max_allowed_incoming_connections", max_connections),
         )
         # On the wire they are unary; gRPC reads the body of what it calls unary before it calls the method.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -30,6 +31,9 @@ MEET_REMEDY = "is its host running, is the address right and reachable from here
 _AGAIN = 0.5
 """Seconds until a neighbour that was not there is greeted again."""
 
+_AT_ONCE = 32
+"""Greetings under way at once: a host that prepares keeps each of them a moment, in a few threads."""
+
 _NO_HANDSHAKE = ("Tls handshake failed", "Verification Check failed", "CERTIFICATE_VERIFY_FAILED")
 """Parts of gRPC's messages if TLS fails on this side."""
 
@@ -41,8 +45,8 @@ class _Greeting:
     edge: Edge
     local: int
     remote: int
-    end: float
-    """Time at which the neighbour is given up (time.monotonic)."""
+    end: float = math.inf
+    """Time at which the neighbour is given up (time.monotonic); not before its greeting has begun."""
     agreed: bool = False
     last: ExchangeError | None = None
     """The last error of greeting the neighbour."""
@@ -73,7 +77,7 @@ class Meeting:
     awaited: set[int]
 
     async def run(self, timeout: float, remedy: str, stage: int) -> None:
-        """Greet all neighbours at once, until all agree.
+        """Greet all neighbours, :data:`_AT_ONCE` at once, until all agree.
 
         Raises
         ------
@@ -82,9 +86,9 @@ class Meeting:
         ExchangeError
             When trying again is of no use.
         """
-        end = time.monotonic() + timeout
-        greetings = [_Greeting(edge, *pair, end) for pair, edge in self.pairs.items()]
-        tasks = [asyncio.ensure_future(self._greet(g, timeout, stage)) for g in greetings]
+        greetings = [_Greeting(edge, *pair) for pair, edge in self.pairs.items()]
+        turns = asyncio.Semaphore(_AT_ONCE)
+        tasks = [asyncio.ensure_future(self._greet_in_turn(turns, g, timeout, stage)) for g in greetings]
         if not tasks:
             return
         try:
@@ -111,6 +115,13 @@ class Meeting:
             edge=first.edge,
             deadline=timeout,
         ) from first.last
+
+    async def _greet_in_turn(
+        self, turns: asyncio.Semaphore, greeting: _Greeting, timeout: float, stage: int
+    ) -> None:
+        async with turns:
+            greeting.end = time.monotonic() + timeout
+            await self._greet(greeting, timeout, stage)
 
     async def _greet(self, greeting: _Greeting, timeout: float, stage: int) -> None:
         """Greet one neighbour until it agrees.

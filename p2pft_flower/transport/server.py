@@ -114,6 +114,7 @@ class PeerServer(Closing):
         self._throttle = Throttle()
         # Room for the view with the most edges into this host: each member's to each local peer.
         callers = max(len(view.neighbours), len(members))
+        gossip = gossip_limit(max(len({remote for remote, _ in view.neighbours}), len(members)))
         edges = max(len(mailbox.edges), len(members) * len(addresses))
         # A call on a connection that broke may linger beside the one that takes its place. With certificates
         # a caller is one peer, without them a host with any number of them.
@@ -134,7 +135,7 @@ class PeerServer(Closing):
             look_digest,
             timeout,
             max(timeout, longest or 0.0),
-            gossip_limit(callers),
+            gossip,
             self._pool,
             Segments(edges),
         )
@@ -143,7 +144,7 @@ class PeerServer(Closing):
             EXCHANGE,
             self._methods(),
             addresses,
-            max_message=max(mailbox.terms.largest, gossip_limit(callers)),
+            max_message=max(mailbox.terms.largest, gossip),
             max_calls=2 * edges + 2 * callers + 8,
             # Two from each caller (payloads, gossip), two that take their place when they broke, and some
             # room for preflights.

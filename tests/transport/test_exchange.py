@@ -112,6 +112,13 @@ def test_what_the_edges_have_carried_adds_up_to_what_was_sent(wire, tmp_path):
     assert 0 < told.seconds < PATIENCE
 
 
+def test_a_host_may_have_thousands_of_neighbours(tmp_path):
+    edges = [(there, here) for there in range(80, 160) for here in range(80)]
+    addresses = {here: unix_address("run", here, tmp_path) for here in range(80)}
+    with PeerServer(Mailbox(Terms("run", 8), edges), addresses) as server:
+        assert server.bound_addresses.keys() == addresses.keys()
+
+
 def test_the_time_of_a_payload_follows_the_latest_payloads_and_edges_stay_apart():
     traffic = Traffic()
     for seconds in [1.0] * 100 + [5.0] * 100:
