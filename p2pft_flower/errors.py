@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from enum import Enum
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "called",
     "cause_of",
     "did_you_mean",
+    "listed",
     "printable",
     "said_by",
 ]
@@ -56,6 +57,14 @@ class P2PFTError(Exception):
 def said_by(who: str, text: str) -> str:
     """Return ``text`` with the name of who said it before it, unless it begins with that name itself."""
     return text if re.match(rf"{re.escape(who)}(?!\d)", text) else f"{who}: {text}"
+
+
+def listed(peers: Collection[int]) -> str:
+    """Return the numbers of peers for a message, as ``[0, 1, 2]``; of more than 16 the first and the last."""
+    if len(peers) <= 16:
+        return str(list(peers))
+    first = ", ".join(map(str, sorted(peers)[:3]))
+    return f"[{first}, …, {max(peers)}] ({len(peers)} in all)"
 
 
 def called(peer: int, names: Mapping[int, str]) -> str:

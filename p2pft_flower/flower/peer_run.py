@@ -16,7 +16,7 @@ from flwr.app import Message
 from flwr.serverapp import Grid
 
 from p2pft_flower.algorithms.objective import peer_weights
-from p2pft_flower.errors import Cause
+from p2pft_flower.errors import Cause, listed
 from p2pft_flower.facts import GraphName, RunFacts
 from p2pft_flower.flower import messages, nodes
 from p2pft_flower.flower.ending import STOPPED, ResultsOnce
@@ -137,7 +137,7 @@ def run_peers(
         log.warning("the others have gone on without it: %s", failure)
     reasons = [lost_on_the_way(views, lost)] if lost else []
     for peers, failure in told.at_the_end:
-        reasons.append(f"peers {list(peers)} were lost at the end: {failure}")
+        reasons.append(f"peers {listed(peers)} were lost at the end: {failure}")
     if told.elsewhere:
         reasons.append(
             f"peers {told.elsewhere} came back through p2pft rejoin and trained on with the others: their "
@@ -185,8 +185,8 @@ def _stop_peers(
         which = f"at any one site, p2pft stop {run.id} stops all"
         if not run.exchanges:
             which = f"at the site of each, p2pft stop {run.id} stops it alone, for nothing is exchanged"
-        log.error("run %s: peers %s train on; %s. Not told: %s", run.id, list(left), which, why)
-        reason += f", but peers {list(left)} could not be told and train on; {which}"
+        log.error("run %s: peers %s train on; %s. Not told: %s", run.id, listed(left), which, why)
+        reason += f", but peers {listed(left)} could not be told and train on; {which}"
     return reason
 
 
@@ -292,7 +292,7 @@ def _train(grid: Grid, run: Run, observer: str, stop_digest: str, look_digest: s
     reports: dict[int, HostReport] = {}
     failures: list[tuple[tuple[int, ...], RunFailedError]] = []
     for host in run.hosts:
-        who = f"peers {list(host.peers)}" if len(host.peers) > 1 else f"peer {host.peers[0]}"
+        who = f"peers {listed(host.peers)}" if len(host.peers) > 1 else f"peer {host.peers[0]}"
         if host.node not in replies:
             failures.append((host.peers, RunFailedError(f"{who}: its SuperNode has not replied")))
             continue

@@ -13,7 +13,7 @@ from typing import Any
 from p2pft_flower.algorithms.codecs import make_codec
 from p2pft_flower.algorithms.compression import codec_step
 from p2pft_flower.config import LearningConfig, MethodConfig, RunConfig
-from p2pft_flower.errors import ConfigError, printable
+from p2pft_flower.errors import ConfigError, listed, printable
 from p2pft_flower.facts import ChangedData, KnownImages, PeerFacts, ResumedFrom
 from p2pft_flower.flower.nodes import HostAssignment, RunFailedError
 from p2pft_flower.flower.unlike import unlike
@@ -224,14 +224,14 @@ def plan_run(
         if odd:
             here = {k: told[0]["versions"][k] for k in odd}
             raise RunFailedError(
-                f"peers {list(host.peers)} run {odd}, peers {list(hosts[0].peers)} run {here}: "
+                f"peers {listed(host.peers)} run {odd}, peers {listed(hosts[0].peers)} run {here}: "
                 "install the same versions"
             )
         if answer["classes"] != told[0]["classes"]:
             new = [c for c in answer["classes"] if c not in told[0]["classes"]]
             unseen = next(filter(None, (differing_unseen(c, told[0]["classes"]) for c in new)), "")
             raise RunFailedError(
-                f"the classes differ: peers {list(host.peers)} have {answer['classes']}, peers "
+                f"the classes differ: peers {listed(host.peers)} have {answer['classes']}, peers "
                 f"{list(hosts[0].peers)} have {told[0]['classes']}{unseen}; give all peers the same classes "
                 "(in folders, an empty one in train/ for a class that a peer does not hold; in tables, a row "
                 "without an image)"
@@ -285,7 +285,7 @@ def _check_frozen(
         for what, value in answer["frozen"].items():
             if value != told[0]["frozen"][what]:
                 raise RunFailedError(
-                    f"{what} differs: peers {list(host.peers)} have {value}, peers {list(hosts[0].peers)} "
+                    f"{what} differs: peers {listed(host.peers)} have {value}, peers {listed(hosts[0].peers)} "
                     f"have {told[0]['frozen'][what]}; {_REMEDIES.get(what, other)}"
                 )
 

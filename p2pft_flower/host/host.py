@@ -13,7 +13,7 @@ from p2pft_flower.algorithms.codecs import make_codec
 from p2pft_flower.algorithms.registry import gradients_per_step, make_algorithm, vectors_per_payload
 from p2pft_flower.algorithms.schedules import make_schedule
 from p2pft_flower.algorithms.seam import Algorithm, Vector
-from p2pft_flower.errors import Cause, ConfigError, P2PFTError, cause_of
+from p2pft_flower.errors import Cause, ConfigError, P2PFTError, cause_of, listed
 from p2pft_flower.host.agreement import Agreement, LostContactError
 from p2pft_flower.host.class_counts import class_number
 from p2pft_flower.host.ending import (
@@ -257,7 +257,8 @@ class Host:
             if session.leaving or session.entering:
                 raise
             # This host needs no other peer, so only this one way to stop it is lost.
-            log.warning("flwr stop will not reach peers %s, which train alone: %s", self._peers, error)
+            own = listed(self._peers)
+            log.warning("flwr stop will not reach peers %s, which train alone: %s", own, error)
             return None
 
     def _train(self, recorder: Recorder, training: Training, theta0: Vector, sessions: Sessions) -> None:
@@ -299,7 +300,7 @@ class Host:
             recorder.view_changed(new, training.done_before(self._last_words))
             if len(new.view.peers) < least:
                 raise TooFewPeersError(
-                    f"after {new.iteration} iterations only the peers {list(new.view.peers)} are left, and "
+                    f"after {new.iteration} iterations only the peers {listed(new.view.peers)} are left, and "
                     f"min-peers is {least}: the run stops; its checkpoints are kept"
                 )
             session = sessions.of(new)
@@ -371,7 +372,7 @@ class Host:
         if not (self._others_go_on(Cause.OWN) and spared):
             self.stop(reason)
             return
-        departed = DepartedError(f"peers {self._peers} leave the run: {reason}")
+        departed = DepartedError(f"peers {listed(self._peers)} leave the run: {reason}")
         self._ending.take(Event.LEAVE, End(departed, departed))
 
     def raise_if_stopped(self, longer_than: float = 0.0) -> None:
@@ -402,7 +403,7 @@ class Host:
         if agreement is None or waits or not (why := agreement.overdue()):
             return
         lost = LostContactError(
-            f"peers {self._peers}, busy in iteration {self._iteration}: {why}; what they compute does "
+            f"peers {listed(self._peers)}, busy in iteration {self._iteration}: {why}; what they compute does "
             "not end: does an accelerator or a disk hang? p2pft rejoin starts a deployed peer again while "
             "others train"
         )

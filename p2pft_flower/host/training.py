@@ -23,7 +23,7 @@ from p2pft_flower.algorithms.seam import (
     lockstep,
     placed,
 )
-from p2pft_flower.errors import DataError
+from p2pft_flower.errors import DataError, listed
 from p2pft_flower.host.agreement import Agreement
 from p2pft_flower.host.best import BestTheta
 from p2pft_flower.host.class_counts import ClassCounts, weighted
@@ -253,13 +253,15 @@ class Training:
         outcomes = [outcome for outcome in ended if outcome is not None]
         if len(outcomes) < len(ended):  # another thread has written the last line, of a stop
             self._raise_if_stopped()
-            raise RuntimeError(f"the logs of peers {self._peers} ended before their training did")
+            raise RuntimeError(f"the logs of peers {listed(self._peers)} ended before their training did")
         self._saved = True  # as results
         return outcomes
 
     def keep_excluded(self) -> None:
         """Keep a checkpoint, since the others have gone on without this host, which asks to be let in."""
-        log.warning("peers %s: the others have gone on without them; asking to be let in again", self._peers)
+        log.warning(
+            "peers %s: the others have gone on without them; asking to be let in again", listed(self._peers)
+        )
         if self.completed is not None:
             self._keeper.keep_stopped(self.completed)
 

@@ -13,7 +13,7 @@ from typing import Any, TypedDict
 
 import numpy as np
 
-from p2pft_flower.errors import ConfigError, DataError
+from p2pft_flower.errors import ConfigError, DataError, listed
 from p2pft_flower.keeping.checkpoints import SERVER, checkpoint_folder
 from p2pft_flower.keeping.folders import require_writable
 from p2pft_flower.keeping.journal import read_journal
@@ -138,7 +138,7 @@ def head(status: str, run_id: str, values: Any) -> dict[str, Any]:
 
 def absent_at_start(peers: Sequence[int]) -> str:
     """Return the sentence on ``peers``, without which a run started (``min-peers``)."""
-    return f"peers {list(peers)} were not there at the start"
+    return f"peers {listed(peers)} were not there at the start"
 
 
 def lost_on_the_way(changes: Sequence[ViewRow], missing: Sequence[int]) -> str:
