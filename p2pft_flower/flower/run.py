@@ -285,8 +285,8 @@ def _check_frozen(
         for what, value in answer["frozen"].items():
             if value != told[0]["frozen"][what]:
                 raise RunFailedError(
-                    f"{what} differs: peers {listed(host.peers)} have {value}, peers {listed(hosts[0].peers)} "
-                    f"have {told[0]['frozen'][what]}; {_REMEDIES.get(what, other)}"
+                    f"{what} differs: peers {listed(host.peers)} have {value}, peers "
+                    f"{listed(hosts[0].peers)} have {told[0]['frozen'][what]}; {_REMEDIES.get(what, other)}"
                 )
 
 

@@ -403,9 +403,9 @@ class Host:
         if agreement is None or waits or not (why := agreement.overdue()):
             return
         lost = LostContactError(
-            f"peers {listed(self._peers)}, busy in iteration {self._iteration}: {why}; what they compute does "
-            "not end: does an accelerator or a disk hang? p2pft rejoin starts a deployed peer again while "
-            "others train"
+            f"peers {listed(self._peers)}, busy in iteration {self._iteration}: {why}; what they compute "
+            "does not end: does an accelerator or a disk hang? p2pft rejoin starts a deployed peer again "
+            "while others train"
         )
         if self._ending.take(Event.LOSE, End(DepartedError(str(lost)), lost)):
             raise lost
