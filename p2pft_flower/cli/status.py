@@ -31,7 +31,7 @@ _PLAIN_REFRESH = 10.0
 
 def status(
     run: Annotated[
-        str | None, typer.Argument(help="The run's id; all runs of this machine without it.")
+        str | None, typer.Argument(help="The run's id or name; all runs of this machine without it.")
     ] = None,
     watch: Annotated[
         bool, typer.Option("--watch", "-w", help="Show it anew every second until the runs have ended.")

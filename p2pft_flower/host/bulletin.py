@@ -141,6 +141,7 @@ class BulletinWriter:
             apart=self._history.apart,
             hosts=tuple(sorted(self._hosts.values())),
             gone={p: at for p, at in sorted(self._last_words.items()) if p not in live},
+            name=self._config.name,
         )
         try:
             write_bulletin(self._path, bulletin)

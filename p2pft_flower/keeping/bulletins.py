@@ -184,6 +184,8 @@ class Bulletin(msgspec.Struct, frozen=True, kw_only=True):
     gone : dict of int to float
         The time, Unix seconds, of the last word of each peer that is in no view at the moment, from before it
         was lost; a peer is missing if this process has not heard it before.
+    name : str
+        The run's name; empty if it has none.
     """
 
     run: str
@@ -209,6 +211,7 @@ class Bulletin(msgspec.Struct, frozen=True, kw_only=True):
     apart: tuple[Apart, ...] = ()
     hosts: tuple[tuple[PeerNumber, ...], ...] = ()
     gone: dict[PeerNumber, float] = {}
+    name: str = ""
 
     @property
     def alive(self) -> bool:
@@ -240,7 +243,7 @@ def write_bulletin(path: Path, bulletin: Bulletin) -> None:
 def bulletins(run: str | None = None) -> list[Bulletin]:
     """Return the bulletins on this machine, of ``run`` only if it is given, the latest written first.
 
-    Those of killed processes are among them. A file that cannot be read is left out, with a warning.
+    ``run`` is an id, or a name that several runs may have. Those of killed processes are among them. A file that cannot be read is left out, with a warning.
     """
     found = []
     for path in sorted(_folder().glob(f"*{_SUFFIX}")):
@@ -251,7 +254,7 @@ def bulletins(run: str | None = None) -> list[Bulletin]:
         except (OSError, DataError) as error:
             log.warning("%s is left out: it cannot be read (%s); remove it", path, error)
             continue
-        if run in (None, bulletin.run):
+        if run is None or run in {bulletin.run, bulletin.name or bulletin.run}:
             found.append(bulletin)
     return sorted(found, key=lambda b: -b.written)
 
