@@ -85,8 +85,8 @@ def _chosen(run: str | None) -> tuple[str | None, Path | None]:
     found = find_run(runs_folder(), run)
     if found is None:
         raise DataError(
-            f"run {run} does not train here, and is no folder, id or name of a run in {runs_folder()}: is this "
-            "the machine of one of its peers, and P2PFT_HOME that of its SuperNode?"
+            f"run {run} does not train here, and is no folder, id or name of a run in {runs_folder()}: is "
+            "this the machine of one of its peers, and P2PFT_HOME that of its SuperNode?"
         )
     if found.note:
         typer.echo(f"note: {found.note}", err=True)
