@@ -286,6 +286,24 @@ def test_at_its_end_a_run_keeps_its_last_state_until_its_results_are_there(run, 
     assert watch.look(NOW + 3)["7"] == ended
 
 
+def test_the_files_tell_what_happened_if_the_last_process_here_has_not_seen_it(run, there):
+    here = there / "7"
+    content = json.loads((run / "results.json").read_text())
+    change = {"number": 1, "iteration": 2, "peers": [0, 1, 2], "edges": [], "lost": [3], "joined": []}
+    content["views"] = [{**change, "why": {"3": "it crashed"}, "seconds": 1.0, "time": NOW - 60}]
+    here.mkdir()
+    (here / "results.json").write_text(json.dumps(content))
+    watch = Watch()
+    for state in ("silent", "computing"):
+        now = peer(1, heard=9.0, spoken=9.0) if state == "silent" else peer(1)
+        write_bulletin(bulletin_path(0), bulletin(now, folder=str(here)))
+        watch.look(NOW)
+    bulletin_path(0).unlink()
+    texts = [event.text for event in watch.look(NOW + 1)["7"].events]
+    assert texts[-1] == "peer 3 was lost after 2 iterations (view 1): it crashed"
+    assert "peer 1 (east) is silent no more: it is computing" in texts
+
+
 def test_the_bulletin_of_a_killed_process_does_not_hide_that_the_run_has_ended_since(run, there):
     here = there / "7"
     dead = bulletin(folder=str(here), alive=False)
