@@ -96,7 +96,9 @@ def _ended(record: RunRecord) -> str:
     """Return what has come of a run, in a sentence."""
     called = f"{record.name} ({record.run})" if record.name else record.run
     at = "" if record.ended is None else time.strftime(", %Y-%m-%d %H:%M:%S", time.localtime(record.ended))
-    return f"run {printable(called)}{at}: {printable(record.told)}; its files are in {record.folder}"
+    return (
+        f"run {printable(called)}{at}: {printable(record.told)}; its files are in {printable(record.folder)}"
+    )
 
 
 def _look(run: str | None, *, living: bool = False) -> list[RunStatus]:

@@ -302,7 +302,7 @@ def _peer_status(
         peer=peer,
         name=best.names.get(peer, ""),
         state=state,
-        since=since if state != "unknown" else None,
+        since=None if since is None or state == "unknown" else max(0.0, since),  # a clock may be set back
         why=why,
         iteration=now.iteration,
         rate=now.rate,

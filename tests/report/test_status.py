@@ -279,6 +279,28 @@ def test_the_process_in_the_newest_view_knows_most_however_many_views_it_has_see
     assert (status.view, peers[2].state, peers[3].state) == (3, "lost", "lost")
 
 
+def test_a_clock_that_was_set_back_makes_no_time_negative():
+    killed = bulletin(own=(0,), alive=False)
+    for told in (killed, bulletin(live=(0, 1, 2), views=(view(),), gone={3: NOW - 70})):
+        status, _ = state_of(told, now=NOW - 3600)
+        assert min(p.since or 0.0 for p in status.peers) == 0.0
+        assert not re.search(r"-\d", status_table(status, NOW - 3600))
+
+
+def test_a_time_that_another_site_tells_and_no_calendar_has_breaks_nothing():
+    status, _ = state_of(bulletin(live=(0, 1, 2), views=(msgspec.structs.replace(view(), time=1e300),)))
+    assert "(no time of a calendar) view 1 after 380 iterations: peer 3 (west) was lost" in status_table(
+        status, NOW
+    )
+
+
+def test_no_text_of_another_process_reaches_the_terminal_with_its_control_characters():
+    names = {0: "\x1b[2J", 3: "west\u202e"}
+    told = bulletin(run="7\x1b[2J", names=names, live=(0, 1, 2), views=(view(why={3: "\x1b]0;x\a"}),))
+    text = status_table(state_of(told)[0], NOW)
+    assert all(c.isprintable() for c in text.replace("\n", ""))
+
+
 def test_a_peer_that_came_back_is_no_risk_any_more():
     back = view(number=2, peers=(0, 1, 2, 3), lost=(), joined=(3,), why={})
     status, peers = state_of(bulletin(views=(view(), back)))
