@@ -22,6 +22,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from p2pft_flower.report.live_page import Page
+from p2pft_flower.typed import encoded
 
 __all__ = ["FILES", "INTERVAL", "Board", "frames", "make_app"]
 
@@ -129,7 +130,7 @@ def frames(page: Page, pages: Mapping[str, Page]) -> tuple[str, str]:
     charts = state.pop("charts")
     state["runs"] = [{"run": run, "phase": p.phase} for run, p in pages.items()]
     curves = {"run": page.run, "charts": charts}
-    return msgspec.json.encode(state).decode(), msgspec.json.encode(curves).decode()
+    return encoded(state).decode(), encoded(curves).decode()
 
 
 class Guard:

@@ -159,7 +159,7 @@ def record_of(folder: Path) -> RunRecord:
     if (folder / FILE).is_file():
         try:
             return _by_results(record, read_results(folder))
-        except (DataError, KeyError, TypeError, ValueError, AttributeError, OSError) as error:
+        except (DataError, KeyError, TypeError, ValueError, OverflowError, AttributeError, OSError) as error:
             return replace(record, told=f"damaged: {folder / FILE} cannot be read ({error})")
     try:
         return _by_journals(record)

@@ -172,6 +172,12 @@ def test_a_name_cannot_leave_its_event():
     assert told[0][1]["peers"][0]["name"].endswith("</script>")
 
 
+def test_a_text_with_odd_bytes_does_not_stop_the_page_of_all_runs():
+    page = page_of([bulletin(names={0: "north\udcff"})], NOW)
+    state, _ = dashboard_server.frames(page, {"7": page})
+    assert json.loads(state)["peers"][0]["name"] == "north\\udcff"
+
+
 def test_files_that_cannot_be_read_at_one_look_do_not_end_the_page(caplog):
     looks = iter([OSError("no descriptors are left"), {"7": page_of([bulletin()], NOW)}])
 

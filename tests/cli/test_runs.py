@@ -186,6 +186,7 @@ def test_a_run_under_way_says_how_far_it_is_and_has_no_end(runs):
         '{"schema": "p2pft.results/1", "status": "completed", "begun": "now"}',
         '{"schema": "p2pft.results/1", "status": "completed", "begun": 1e300}',
         '{"schema": "p2pft.results/1", "status": "completed", "ended": NaN}',
+        '{"schema": "p2pft.results/1", "status": "completed", "ended": ' + "9" * 400 + "}",
         '{"schema": "p2pft.results/1", "status": "completed", "summary": {"accuracy": {"mean": NaN}}}',
     ],
 )
