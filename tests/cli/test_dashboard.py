@@ -210,7 +210,7 @@ def test_a_name_that_somebody_made_point_to_loopback_is_refused(client, host):
         assert client.get(path, headers={"host": host}).status_code == 421
 
 
-@pytest.mark.parametrize("origin", ["http://evil.example", "http://localhost:9999", "null"])
+@pytest.mark.parametrize("origin", ["http://evil.example", "http://localhost:9999", "null", "http://["])
 def test_another_page_may_not_read_this_one(client, origin):
     answer = client.get("/events", headers={"origin": origin})
     assert answer.status_code == 403

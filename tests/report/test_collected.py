@@ -84,6 +84,15 @@ def test_a_clock_that_was_set_back_by_an_hour_makes_no_time_negative(sites, tmp_
     assert results["begun"] <= results["ended"]
 
 
+def test_results_that_the_disk_does_not_take_are_one_error(sites, tmp_path):
+    (tmp_path / "results.partial").mkdir()
+    done = CliRunner().invoke(app, ["collect", *map(str, run_folders(sites)), "--out", str(tmp_path)])
+    assert (done.exit_code, done.stderr) == (
+        2,
+        f"error: {tmp_path / 'results.json'} cannot be written: Is a directory\n",
+    )
+
+
 def test_the_coordinator_has_its_history_without_the_peers_folders(sites):
     history = read_results(sites / "coordinator")["history"]
     assert not (sites / "coordinator" / "peers").exists()
