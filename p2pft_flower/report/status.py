@@ -175,8 +175,11 @@ def status_of(bulletins: Sequence[Bulletin], now: float) -> RunStatus:
 
 
 def knows_most(bulletins: Sequence[Bulletin]) -> Bulletin:
-    """Return the bulletin of the process that knows most of the run: it lives, and is in the newest view."""
-    return max(bulletins, key=lambda b: (b.alive, _view(b), bool(b.own), b.written))
+    """Return the bulletin of the process that knows most of the run: it lives, and is in the newest view.
+
+    Of several, one that has seen more views: a process that came back has not seen those before.
+    """
+    return max(bulletins, key=lambda b: (b.alive, _view(b), len(b.views), bool(b.own), b.written))
 
 
 def _view(bulletin: Bulletin) -> int:

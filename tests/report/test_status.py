@@ -277,6 +277,9 @@ def test_the_process_in_the_newest_view_knows_most_however_many_views_it_has_see
     went_on = bulletin(own=(1,), live=(0, 1), views=(view(number=3, peers=(0, 1), lost=(2,)),))
     status, peers = state_of(left, went_on)
     assert (status.view, peers[2].state, peers[3].state) == (3, "lost", "lost")
+    back = view(number=2, peers=(0, 1, 2, 3), lost=(), joined=(3,), why={})
+    came_back = bulletin(own=(3,), views=(back,), written=NOW + 1)
+    assert state_of(bulletin(views=(view(), back)), came_back)[0].views == (view(), back)
 
 
 def test_a_clock_that_was_set_back_makes_no_time_negative():
