@@ -66,7 +66,10 @@ def collect(
             if (out / FILE).exists():
                 raise DataError(f"{out / FILE} is there already; choose another folder or remove it")
             _copy(peers.values(), out)
-            write_results(out, results)
+            try:
+                write_results(out, results)
+            except OSError as error:
+                raise DataError(f"{out / FILE} cannot be written: {error.strerror}") from error
     except P2PFTError as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(EXIT_USAGE) from None

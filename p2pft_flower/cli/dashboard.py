@@ -15,7 +15,8 @@ from p2pft_flower.cli.dashboard_watch import Watch
 from p2pft_flower.cli.run import EXIT_FAILED, EXIT_USAGE
 from p2pft_flower.errors import ConfigError, DataError, P2PFTError
 from p2pft_flower.keeping.bulletins import bulletins
-from p2pft_flower.report.results import default_output_dir
+from p2pft_flower.keeping.run_folders import find_run
+from p2pft_flower.report.results import runs_folder
 from p2pft_flower.transport import parse_address
 
 __all__ = ["NICE", "dashboard"]
@@ -31,7 +32,7 @@ def dashboard(
     run: Annotated[
         str | None,
         typer.Argument(
-            help="The run's id or its folder, while it trains or later; all runs here without it."
+            help="The run's id, name or folder, while it trains or later; all runs here without it."
         ),
     ] = None,
     listen: Annotated[
@@ -70,17 +71,26 @@ def _chosen(run: str | None) -> tuple[str | None, Path | None]:
     Raises
     ------
     DataError
-        If there is no such run on this machine.
+        If there is no such run on this machine, or several that train here have the name.
     """
-    if run is None or bulletins(run):
-        return run, None
-    for folder in (Path(run).expanduser(), default_output_dir(run)):
-        if folder.is_dir():
-            return None, folder.resolve()
-    raise DataError(
-        f"run {run} does not train here, and is no folder of a run: is this the machine of one of its peers, "
-        "and P2PFT_HOME that of its SuperNode?"
-    )
+    if run is None:
+        return None, None
+    if ids := sorted({b.run for b in bulletins(run)}):
+        if len(ids) > 1:
+            raise DataError(f"runs {', '.join(ids)} are called {run}: give the id of one")
+        return ids[0], None
+    folder = Path(run).expanduser()
+    if folder.is_dir():
+        return None, folder.resolve()
+    found = find_run(runs_folder(), run)
+    if found is None:
+        raise DataError(
+            f"run {run} does not train here, and is no folder, id or name of a run in {runs_folder()}: is "
+            "this the machine of one of its peers, and P2PFT_HOME that of its SuperNode?"
+        )
+    if found.note:
+        typer.echo(f"note: {found.note}", err=True)
+    return None, found.folder.resolve()
 
 
 def _bound(listen: str) -> socket.socket:

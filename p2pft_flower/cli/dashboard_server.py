@@ -22,6 +22,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from p2pft_flower.report.live_page import Page
+from p2pft_flower.typed import encoded
 
 __all__ = ["FILES", "INTERVAL", "Board", "frames", "make_app"]
 
@@ -129,7 +130,7 @@ def frames(page: Page, pages: Mapping[str, Page]) -> tuple[str, str]:
     charts = state.pop("charts")
     state["runs"] = [{"run": run, "phase": p.phase} for run, p in pages.items()]
     curves = {"run": page.run, "charts": charts}
-    return msgspec.json.encode(state).decode(), msgspec.json.encode(curves).decode()
+    return encoded(state).decode(), encoded(curves).decode()
 
 
 class Guard:
@@ -176,7 +177,7 @@ class Guard:
         if not self._token and not _is_loopback(host):
             return 421, "This page is for this machine only: open it at 127.0.0.1 or localhost.\n"
         origin = request.headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc != host:
+        if origin is not None and _place(origin) != host:
             return 403, "Another page may not read this one.\n"
         if not self._token or self._token_given(request):
             return None
@@ -189,6 +190,14 @@ class Guard:
 
     def _same(self, given: str) -> bool:
         return hmac.compare_digest(given.encode(), self._token.encode())
+
+
+def _place(origin: str) -> str:
+    """Return the host and port of a request's Origin; empty if it names none."""
+    try:
+        return urlsplit(origin).netloc
+    except ValueError:
+        return ""
 
 
 def _is_loopback(host: str) -> bool:

@@ -159,6 +159,17 @@ def _rated(seen: _Seen, page: Page) -> list[PageEdge]:
     ]
 
 
+def _most_told(seen: _Seen, final: Page) -> tuple[Event, ...]:
+    """Return the events of a run that has ended, the latest first: what was noticed here, and what happened.
+
+    A process that has begun anew knows little of what happened before it, and may be the last one here: so
+    the run's files tell it if they have more.
+    """
+    told = [event for event in seen.page.events if event not in seen.turned]
+    events = max(told, final.events, key=len)
+    return tuple(sorted([*seen.turned, *events], key=lambda e: -e.time)[:_MOST_EVENTS])
+
+
 def _without_bulletin(seen: _Seen, now: float) -> Page:
     """Return the page of a run whose processes here have ended: its results, or its last state."""
     last, folder = seen.page, Path(seen.page.folder)
@@ -182,7 +193,7 @@ def _without_bulletin(seen: _Seen, now: float) -> Page:
         phase="ended",
         outcome=ending.outcome,
         told=ending.told,
-        events=last.events,
+        events=_most_told(seen, final),
         edges=last.edges,
         time=now,
         news=last.news,

@@ -94,7 +94,9 @@ def _as_dict(place: Path, records: Sequence[RunRecord]) -> dict[str, Any]:
 
 def _lines(records: Sequence[RunRecord]) -> list[str]:
     """Return three lines a run: which one it is and when it was, what it was, how it ended."""
-    cells = [(one.run, one.name or "–", decimal(one.bytes), _times(one)) for one in records]
+    cells = [
+        (printable(one.run), printable(one.name) or "–", decimal(one.bytes), _times(one)) for one in records
+    ]
     widths = [max((len(row[i]) for row in cells), default=0) for i in range(3)]
     lines = []
     for one, (run, name, size, times) in zip(records, cells, strict=True):
@@ -159,7 +161,7 @@ def remove(
             _fail("there is no terminal to ask on: give --yes to remove them")
         for line in _lines(records):
             typer.echo(line)
-        many = f"{len(records)} runs" if len(records) > 1 else f"run {records[0].run}"
+        many = f"{len(records)} runs" if len(records) > 1 else f"run {printable(records[0].run)}"
         if not typer.confirm(f"Remove {many} ({decimal(sum(one.bytes for one in records))}) for good?"):
             raise typer.Exit(EXIT_FAILED)
     freed = 0
@@ -169,7 +171,7 @@ def remove(
         except P2PFTError as error:
             _fail(error)
         freed += size
-        typer.echo(f"removed run {record.run} ({decimal(size)})")
+        typer.echo(f"removed run {printable(record.run)} ({decimal(size)})")
         if left:
             typer.echo(f"left in {record.folder}, none of the run's: {', '.join(map(printable, left))}")
     typer.echo(f"freed {decimal(freed)}")

@@ -31,7 +31,7 @@ _PLAIN_REFRESH = 10.0
 
 def status(
     run: Annotated[
-        str | None, typer.Argument(help="The run's id; all runs of this machine without it.")
+        str | None, typer.Argument(help="The run's id or name; all runs of this machine without it.")
     ] = None,
     watch: Annotated[
         bool, typer.Option("--watch", "-w", help="Show it anew every second until the runs have ended.")
@@ -96,7 +96,9 @@ def _ended(record: RunRecord) -> str:
     """Return what has come of a run, in a sentence."""
     called = f"{record.name} ({record.run})" if record.name else record.run
     at = "" if record.ended is None else time.strftime(", %Y-%m-%d %H:%M:%S", time.localtime(record.ended))
-    return f"run {printable(called)}{at}: {printable(record.told)}; its files are in {record.folder}"
+    return (
+        f"run {printable(called)}{at}: {printable(record.told)}; its files are in {printable(record.folder)}"
+    )
 
 
 def _look(run: str | None, *, living: bool = False) -> list[RunStatus]:

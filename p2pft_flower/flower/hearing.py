@@ -32,6 +32,9 @@ _INTERVAL = 2.0
 _LATER = 15.0
 """Seconds between two looks while no peer can be reached."""
 
+_ENDING = 30.0
+"""Seconds without an answer after there was one: peers that have ended answer no more, and reply soon."""
+
 _END = 10.0
 """Seconds that the thread has to end."""
 
@@ -161,6 +164,8 @@ class Looking:
             self._tell_change(change)
         for report in reports:
             self._progress.add(report)
+        if heard:
+            self._patient_until = max(self._patient_until, time.monotonic() + _ENDING)
         if not heard and not self._told and time.monotonic() > self._patient_until:
             self._told = True
             why = str(next(iter(answers.values()), "no peer has an address"))

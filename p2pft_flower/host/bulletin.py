@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -13,6 +13,7 @@ import msgspec
 import numpy as np
 
 from p2pft_flower.config import RunConfig
+from p2pft_flower.errors import DataError
 from p2pft_flower.host.history import History
 from p2pft_flower.host.standings import Heard
 from p2pft_flower.keeping import sketch
@@ -22,6 +23,7 @@ from p2pft_flower.keeping.bulletins import (
     PeerNow,
     bulletin_path,
     discard_old,
+    read_bulletin,
     write_bulletin,
 )
 from p2pft_flower.keeping.lines import Stall, ViewChange
@@ -76,8 +78,12 @@ class BulletinWriter:
         self._run, self._config, self._n, self._iterations = run, config.runtime, n, iterations
         self._own, self._hosts, self._names, self._folder = own, hosts, dict(names), folder
         self._all = tuple(sorted(p for peers in hosts.values() for p in peers))
-        self._begun, self._mark = time.time(), start_mark(os.getpid())
+        self._mark = start_mark(os.getpid())
         self._path, self._unwritten = bulletin_path(own[0] if own else None), False
+        before = self._before()
+        self._begun = time.time() if before is None else before.begun
+        self._reached = {} if before is None else {p.peer: p.iteration for p in before.peers}
+        """The most iterations that each peer is known to have completed."""
         self._error: float | None = None
         self._history = History(self._all)
         self._first = tuple(p for p in self._all if p not in gone)
@@ -128,9 +134,9 @@ class BulletinWriter:
             begun=self._begun,
             written=time.time(),
             peers=tuple(
-                _peer_now(p, heard.get(m), spoken.get(p))
+                self._not_set_back(_peer_now(p, heard.get(m), spoken.get(p)), live)
                 if p not in self._own
-                else msgspec.structs.replace(_peer_now(p, heard.get(m), None), doing=doing)
+                else self._not_set_back(_peer_now(p, heard.get(m), None, doing), live)
                 for p, m in sorted((p, m) for m, peers in self._hosts.items() for p in peers)
             ),
             views=tuple(views[-_VIEWS:]),
@@ -141,6 +147,7 @@ class BulletinWriter:
             apart=self._history.apart,
             hosts=tuple(sorted(self._hosts.values())),
             gone={p: at for p, at in sorted(self._last_words.items()) if p not in live},
+            name=self._config.name,
         )
         try:
             write_bulletin(self._path, bulletin)
@@ -158,6 +165,22 @@ class BulletinWriter:
             self._path.unlink(missing_ok=True)
         except OSError as error:
             log.warning("%s cannot be removed (%s)", self._path, error)
+
+    def _before(self) -> Bulletin | None:
+        """Return the bulletin of this process in this run from before there was a host, if there is one."""
+        try:
+            before = read_bulletin(self._path)
+        except (OSError, DataError):  # none, or that of a process that was killed
+            return None
+        return before if (before.run, before.started) == (self._run, self._mark) else None
+
+    def _not_set_back(self, now: PeerNow, live: Collection[int]) -> PeerNow:
+        """Return what is known of a peer; one in no view has completed what it had before it was lost.
+
+        Its next process says 0 until it is let in.
+        """
+        most = self._reached[now.peer] = max(now.iteration, self._reached.get(now.peer, 0))
+        return now if now.peer in live else msgspec.structs.replace(now, iteration=most)
 
     def _note_words(
         self, heard: Mapping[int, Heard], spoken: Mapping[int, float | None], live: Sequence[int]
@@ -202,7 +225,7 @@ def _edges(
     return tuple(edge for ends, edge in sorted(told.items()) if {*ends} <= {*live})
 
 
-def _peer_now(peer: int, heard: Heard | None, spoken: float | None) -> PeerNow:
+def _peer_now(peer: int, heard: Heard | None, spoken: float | None, doing: str = "") -> PeerNow:
     standing = None if heard is None else heard.standing
     there = [] if heard is None or heard.scores is None else heard.scores.peers
     scores = next((s for s in there if s.peer == peer), None)
@@ -225,4 +248,4 @@ def _peer_now(peer: int, heard: Heard | None, spoken: float | None) -> PeerNow:
             "accuracy_unseen": scores.accuracy_unseen if scores.HasField("accuracy_unseen") else None,
             "bytes_sent": scores.bytes_sent,
         }
-    return PeerNow(peer=peer, spoken=spoken, **told)
+    return PeerNow(peer=peer, spoken=spoken, doing=doing, **told)

@@ -31,6 +31,7 @@ __all__ = [
     "bulletin_path",
     "bulletins",
     "discard_old",
+    "read_bulletin",
     "write_bulletin",
 ]
 
@@ -184,6 +185,8 @@ class Bulletin(msgspec.Struct, frozen=True, kw_only=True):
     gone : dict of int to float
         The time, Unix seconds, of the last word of each peer that is in no view at the moment, from before it
         was lost; a peer is missing if this process has not heard it before.
+    name : str
+        The run's name; empty if it has none.
     """
 
     run: str
@@ -209,6 +212,7 @@ class Bulletin(msgspec.Struct, frozen=True, kw_only=True):
     apart: tuple[Apart, ...] = ()
     hosts: tuple[tuple[PeerNumber, ...], ...] = ()
     gone: dict[PeerNumber, float] = {}
+    name: str = ""
 
     @property
     def alive(self) -> bool:
@@ -237,21 +241,35 @@ def write_bulletin(path: Path, bulletin: Bulletin) -> None:
         partial.write_bytes(encoded(bulletin))
 
 
+def read_bulletin(path: Path) -> Bulletin:
+    """Return the bulletin in a file.
+
+    Raises
+    ------
+    OSError
+        If the file cannot be read, or is no regular file.
+    DataError
+        If it holds no bulletin.
+    """
+    return decoded(read_private(path, _LARGEST), Bulletin, "a bulletin")
+
+
 def bulletins(run: str | None = None) -> list[Bulletin]:
     """Return the bulletins on this machine, of ``run`` only if it is given, the latest written first.
 
-    Those of killed processes are among them. A file that cannot be read is left out, with a warning.
+    ``run`` is an id, or a name that several runs may have. Those of killed processes are among them. A file
+    that cannot be read is left out, with a warning.
     """
     found = []
     for path in sorted(_folder().glob(f"*{_SUFFIX}")):
         try:
-            bulletin = decoded(read_private(path, _LARGEST), Bulletin, "a bulletin")
+            bulletin = read_bulletin(path)
         except FileNotFoundError:
             continue
         except (OSError, DataError) as error:
             log.warning("%s is left out: it cannot be read (%s); remove it", path, error)
             continue
-        if run in (None, bulletin.run):
+        if run is None or run in {bulletin.run, bulletin.name or bulletin.run}:
             found.append(bulletin)
     return sorted(found, key=lambda b: -b.written)
 
@@ -271,6 +289,6 @@ def discard_old(run: str, own: tuple[int, ...]) -> None:
             if time.time() - path.stat().st_mtime > _KEPT:
                 path.unlink(missing_ok=True)
                 continue
-            bulletin = decoded(read_private(path, _LARGEST), Bulletin, "a bulletin")
+            bulletin = read_bulletin(path)
             if (bulletin.run, bulletin.own) == (run, own) and not bulletin.alive:
                 path.unlink(missing_ok=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import mmap
 import os
@@ -25,6 +26,7 @@ __all__ = [
     "Life",
     "allow_journals",
     "by_run",
+    "elapsed",
     "read_journal",
     "read_whole_lines",
 ]
@@ -271,3 +273,12 @@ def by_run(lines: Iterable[AnyLine]) -> list[Life]:
         elif lives:
             lives[-1].lines.append(line)
     return lives
+
+
+def elapsed(lines: Sequence[AnyLine]) -> list[float]:
+    """Return the seconds from the first of some lines to each; a clock that was set back takes nothing away.
+
+    What passed between two lines of which the second has the earlier time is not known, and counts as 0.
+    """
+    steps = (max(0.0, after.time - before.time) for before, after in itertools.pairwise(lines))
+    return list(itertools.accumulate(steps, initial=0.0)) if lines else []

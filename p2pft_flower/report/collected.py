@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from p2pft_flower.errors import Cause, DataError, TopologyError, said_by
 from p2pft_flower.facts import PeerFacts, Row, RunFacts
-from p2pft_flower.keeping.journal import Life, by_run, read_journal
+from p2pft_flower.keeping.journal import Life, by_run, elapsed, read_journal
 from p2pft_flower.keeping.lines import AnyLine, Evaluation, Failed, Outcome, Run, ViewChange
 from p2pft_flower.keeping.progress import Progress
 from p2pft_flower.keeping.resuming import without_paths
@@ -302,9 +302,9 @@ def collect_results(
         status=status,
     )
     counted = [peers[p] for p in ended] if status is None and ended else list(peers.values())
-    results["seconds"] = max(files.last.time - files.run.time for files in counted)
+    results["seconds"] = max(elapsed([files.run, *files.lines])[-1] for files in counted)
     results["begun"] = min(files.run.time for files in counted)
-    results["ended"] = max(files.last.time for files in counted)
+    results["ended"] = max(line.time for files in counted for line in (files.run, files.last))
     return results
 
 

@@ -48,6 +48,7 @@ class _View(msgspec.Struct, frozen=True, kw_only=True):
     joined: list[PeerNumber]
     why: dict[PeerNumber, str]
     missed: dict[PeerNumber, Count] = {}
+    time: float | None = None
 
 
 class _Graph(msgspec.Struct, frozen=True, kw_only=True):
@@ -66,6 +67,7 @@ class _Results(msgspec.Struct, frozen=True, kw_only=True):
     error: str | None = None
     iterations: Count = 0
     peers: list[_PeerRow] = []
+    unfinished: list[_PeerRow] = []
     history: list[HistoryRow] = []
     views: list[_View] | None = None
     graph: _Graph = _Graph()
@@ -166,14 +168,19 @@ def _page_of_results(folder: Path, results: _Results) -> Page:
     ended = {row.peer: row for row in results.peers}
     peers = [_of_row(row, results) for row in results.peers]
     pooled = [row.name for row in results.peers] == [_POOLED]
+    scored = {row.peer: row for row in results.unfinished}
     for p, name in () if pooled else enumerate(graph.peer_names):
         if p in ended:
             continue
         gone = next((v for v in reversed(views) if p in v.lost), None)
-        if gone is None:
-            peers.append(_peer(p, "unknown", name or "", why="the results do not have it"))
-        else:
-            peers.append(_peer(p, "lost", name or "", gone.iteration, why=gone.why.get(p, "")))
+        state, done, why = "unknown", 0, "the results do not have it"
+        if gone is not None:
+            state, done, why = "lost", gone.iteration, gone.why.get(p, "")
+        row = scored.get(p)
+        if gone is not None and any(p in v.joined for v in views if v.number > gone.number):
+            state, done = "unknown", max(gone.iteration, (row and row.iterations) or 0)
+            why = "it came back, and its end is not in the results"
+        peers.append(_peer(p, state, "" if name in (None, str(p)) else name, done, row, why=why))
     edges = [(j, i) for i, row in enumerate(graph.weights) for j, w in enumerate(row or ()) if w and i != j]
     return _page(
         folder,
@@ -183,7 +190,10 @@ def _page_of_results(folder: Path, results: _Results) -> Page:
         peers=peers,
         edges=[] if pooled or results.algorithm == "local" else views[-1].edges if views else edges,
         views=views,
-        times={line.number: line.time for line in lines if isinstance(line, ViewChange)},
+        times={
+            **{line.number: line.time for line in lines if isinstance(line, ViewChange)},
+            **{v.number: v.time for v in views if v.time is not None},
+        },
         waits=_waits(files),
         history=results.history,
         error=results.consensus_error,
@@ -268,7 +278,7 @@ def _peer(
         rate=0.0,
         awaited=None,
         contact=None,
-        evaluated=None if row is None else iteration,
+        evaluated=None if row is None else iteration if row.iterations is None else row.iterations,
         loss=None if row is None else row.loss,
         accuracy=None if row is None else row.accuracy,
         accuracy_unseen=None if row is None else row.accuracy_unseen,

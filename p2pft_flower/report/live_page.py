@@ -13,7 +13,7 @@ from p2pft_flower.keeping.bulletins import Bulletin, EdgeNow, Point
 from p2pft_flower.keeping.lines import Stall, ViewChange
 from p2pft_flower.report.charts import Chart, charts_of_points
 from p2pft_flower.report.stand_stills import StandStill, clock, others, sentence, stood_still
-from p2pft_flower.report.status import PeerStatus, RunStatus, reason_of, status_of
+from p2pft_flower.report.status import PeerStatus, RunStatus, knows_most, reason_of, status_of
 
 __all__ = ["Event", "Page", "PageEdge", "page_of", "stall_events", "turns", "view_events"]
 
@@ -145,7 +145,7 @@ def page_of(bulletins: Sequence[Bulletin], now: float) -> Page:
         told = f"The run's processes here have written nothing since {clock(news)}: are they suspended?"
     else:
         told = ""
-    live = max(bulletins, key=lambda b: (b.alive, len(b.views), b.written)).live
+    live = knows_most(bulletins).live
     scores = {p.peer: _longest(bulletins, p.peer) for p in status.peers}
     return Page(
         run=status.run,

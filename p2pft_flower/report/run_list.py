@@ -31,6 +31,9 @@ OWN_FILES = (FILE, "results.partial", PREFLIGHT_FILE, "preflight.partial", "repr
 _OF_A_PEER = re.compile(r"peer-\d+\..*")
 """Names of a run's files in :data:`PEERS`."""
 
+_LATEST = 2.0**36
+"""The latest time of a file, Unix seconds, far in the future: calendars do not go on for ever."""
+
 CLOSED = ("completed", "failed", "stopped")
 """How the status of results.json begins."""
 
@@ -156,7 +159,7 @@ def record_of(folder: Path) -> RunRecord:
     if (folder / FILE).is_file():
         try:
             return _by_results(record, read_results(folder))
-        except (DataError, KeyError, TypeError, ValueError, AttributeError) as error:
+        except (DataError, KeyError, TypeError, ValueError, OverflowError, AttributeError, OSError) as error:
             return replace(record, told=f"damaged: {folder / FILE} cannot be read ({error})")
     try:
         return _by_journals(record)
@@ -185,10 +188,23 @@ def _by_results(record: RunRecord, results: Mapping[str, Any]) -> RunRecord:
         peers=len(weights) if weights else None if peers is None else len(peers),
         status=status,
         told=told,
-        accuracy=None if accuracy is None else float(accuracy["mean"]),
-        begun=None if begun is None else float(begun),
-        ended=(folder / FILE).stat().st_mtime if ended is None else float(ended),
+        accuracy=None if accuracy is None else _number("summary.accuracy.mean", accuracy["mean"], 1.0),
+        begun=None if begun is None else _number("begun", begun),
+        ended=(folder / FILE).stat().st_mtime if ended is None else _number("ended", ended),
     )
+
+
+def _number(key: str, value: Any, most: float = _LATEST) -> float:
+    """Return the number that a key has.
+
+    Raises
+    ------
+    ValueError
+        If it is not from 0 to ``most``, or no number.
+    """
+    if not 0 <= float(value) <= most:
+        raise ValueError(f"{key} is {value!r}")
+    return float(value)
 
 
 def _model(config: Mapping[str, Any]) -> str:

@@ -149,12 +149,20 @@ def stood_still(still: StandStill, names: Mapping[int, str], *, dated: bool = Fa
 
 def moment(at: float) -> str:
     """Return the local date and time of a moment, Unix seconds, with its zone."""
-    return time.strftime("%Y-%m-%d %H:%M:%S %Z", time.localtime(at))
+    return _local(at, "%Y-%m-%d %H:%M:%S %Z")
 
 
 def clock(moment: float) -> str:
     """Return the local time of day of a moment, Unix seconds."""
-    return time.strftime("%H:%M:%S", time.localtime(moment))
+    return _local(moment, "%H:%M:%S")
+
+
+def _local(at: float, form: str) -> str:
+    """Return a moment in local time; of one that no calendar has, which another site may tell, so much."""
+    try:
+        return time.strftime(form, time.localtime(at))
+    except (OverflowError, OSError, ValueError):
+        return "(no time of a calendar)"
 
 
 def longest(stalls: Iterable[Stall]) -> list[Stall]:

@@ -17,7 +17,7 @@ from p2pft_flower.keeping.bulletins import Bulletin, PeerNow
 from p2pft_flower.keeping.lines import Stall, ViewChange
 from p2pft_flower.report.stand_stills import StandStill, all_stood_still, longest
 
-__all__ = ["PeerStatus", "RunStatus", "reason_of", "status_of"]
+__all__ = ["PeerStatus", "RunStatus", "hosts_of", "knows_most", "reason_of", "status_of"]
 
 _QUIET = 5.0
 """Seconds without a word after which a neighbour counts as silent, unless ``peer-timeout`` is short."""
@@ -141,7 +141,7 @@ def status_of(bulletins: Sequence[Bulletin], now: float) -> RunStatus:
     now : float
         The time, Unix seconds.
     """
-    best = max(bulletins, key=lambda b: (b.alive, len(b.views), bool(b.own), b.written))
+    best = knows_most(bulletins)
     told = _newest(bulletins, now)
     slow = _slow(told, best)
     peers = tuple(_peer_status(p, told[p], bulletins, best, slow, now) for p in told)
@@ -149,7 +149,9 @@ def status_of(bulletins: Sequence[Bulletin], now: float) -> RunStatus:
     # Who is about to take a view up, as one that comes back, has not yet what it goes on from.
     done = min((p.iteration for p in training if p.state not in _BETWEEN), default=None)
     if done is None:
-        done = min((p.iteration for p in training), default=0)
+        done = min((p.iteration for p in training if p.state != "unknown"), default=None)
+    if done is None:  # as where a peer is about to come back: so far the run was at least when it was lost
+        done = max((p.iteration for p in peers), default=0)
     at_risk, risk = _risk(best, peers)
     apart = [b for b in bulletins if b.consensus_error is not None]  # the coordinator's: it has the sketches
     return RunStatus(
@@ -158,7 +160,7 @@ def status_of(bulletins: Sequence[Bulletin], now: float) -> RunStatus:
         peers=peers,
         iteration=done,
         iterations=best.iterations,
-        view=best.views[-1].number if best.views else 0,
+        view=_view(best),
         views=best.views,
         stalls=tuple(longest(s for b in bulletins for s in b.stalls)),
         stand_stills=tuple(
@@ -170,6 +172,19 @@ def status_of(bulletins: Sequence[Bulletin], now: float) -> RunStatus:
         risk=risk,
         folder=best.folder,
     )
+
+
+def knows_most(bulletins: Sequence[Bulletin]) -> Bulletin:
+    """Return the bulletin of the process that knows most of the run: it lives, and is in the newest view.
+
+    Of several, one that has seen more views: a process that came back has not seen those before.
+    """
+    return max(bulletins, key=lambda b: (b.alive, _view(b), len(b.views), bool(b.own), b.written))
+
+
+def _view(bulletin: Bulletin) -> int:
+    """Return the number of the view that a process is in."""
+    return bulletin.views[-1].number if bulletin.views else 0
 
 
 def hosts_of(bulletin: Bulletin) -> tuple[tuple[int, ...], ...]:
@@ -190,9 +205,17 @@ def _newest(bulletins: Sequence[Bulletin], now: float) -> dict[int, PeerNow]:
     newest = {}
     for peer, told in sorted(known.items()):
         latest = min(told, key=lambda p: math.inf if p.heard is None else p.heard)
+        if latest.evaluated is None:  # a process that begins anew does not know the scores of the one before
+            latest = _scored_as(latest, max(told, key=lambda p: p.evaluated or 0))
         spoken = min((p.spoken for p in told if p.spoken is not None), default=None)
         newest[peer] = msgspec.structs.replace(latest, spoken=spoken)
     return newest
+
+
+def _scored_as(now: PeerNow, scored: PeerNow) -> PeerNow:
+    """Return ``now`` with the scores of ``scored``."""
+    keys = ("evaluated", "loss", "accuracy", "accuracy_unseen", "bytes_sent")
+    return msgspec.structs.replace(now, **{key: getattr(scored, key) for key in keys})
 
 
 def _quiet(now: PeerNow, best: Bulletin) -> float | None:
@@ -282,7 +305,7 @@ def _peer_status(
         peer=peer,
         name=best.names.get(peer, ""),
         state=state,
-        since=since if state != "unknown" else None,
+        since=None if since is None or state == "unknown" else max(0.0, since),  # a clock may be set back
         why=why,
         iteration=now.iteration,
         rate=now.rate,
@@ -331,6 +354,11 @@ def _risk(best: Bulletin, peers: Sequence[PeerStatus]) -> tuple[bool, str]:
     if all(p.state == "unknown" for p in peers):
         return False, "Nothing has been heard of the peers yet."
     parts = []
+    if gone and all(p.state == "unknown" for p in peers if p.peer in best.live):
+        return True, (
+            f"The result is at risk: {_listed(gone)} {_is(gone)} gone, and nothing has been heard of the "
+            "other peers yet."
+        )
     if gone:
         parts.append(
             f"{_listed(gone)} {_is(gone)} gone: {there} of {best.n} peers go on, and learn nothing more from "

@@ -50,7 +50,7 @@ def span(seconds: float | None) -> str:
 def status_table(status: RunStatus, now: float) -> str:
     """Return the state of a run as a table and sentences."""
     done = f"iteration {status.iteration} of {status.iterations}"
-    table = Table(title=f"run {status.run} at {clock(now)}: {done}")
+    table = Table(title=f"run {printable(status.run)} at {clock(now)}: {done}")
     for column in _COLUMNS:
         table.add_column(column, justify="left" if column in ("name", "state") else "right")
     for p in status.peers:
@@ -66,12 +66,12 @@ def status_table(status: RunStatus, now: float) -> str:
             number(p.accuracy_unseen),
             human_bytes(p.bytes_sent),
         )
-    return "\n".join([render(table), *_sentences(status, now)])
+    return "\n".join([render(table), *map(printable, _sentences(status, now))])
 
 
 def _sentences(status: RunStatus, now: float) -> list[str]:
     lines = [
-        f"{p.called} {_been(p)}" + (f": {printable(p.why)}" if p.why else "")
+        f"{p.called} {_been(p)}" + (f": {p.why}" if p.why else "")
         for p in status.peers
         if p.state in ("lost", "ended", "silent", "slow")
     ]

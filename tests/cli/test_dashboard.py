@@ -172,6 +172,12 @@ def test_a_name_cannot_leave_its_event():
     assert told[0][1]["peers"][0]["name"].endswith("</script>")
 
 
+def test_a_text_with_odd_bytes_does_not_stop_the_page_of_all_runs():
+    page = page_of([bulletin(names={0: "north\udcff"})], NOW)
+    state, _ = dashboard_server.frames(page, {"7": page})
+    assert json.loads(state)["peers"][0]["name"] == "north\\udcff"
+
+
 def test_files_that_cannot_be_read_at_one_look_do_not_end_the_page(caplog):
     looks = iter([OSError("no descriptors are left"), {"7": page_of([bulletin()], NOW)}])
 
@@ -204,7 +210,7 @@ def test_a_name_that_somebody_made_point_to_loopback_is_refused(client, host):
         assert client.get(path, headers={"host": host}).status_code == 421
 
 
-@pytest.mark.parametrize("origin", ["http://evil.example", "http://localhost:9999", "null"])
+@pytest.mark.parametrize("origin", ["http://evil.example", "http://localhost:9999", "null", "http://["])
 def test_another_page_may_not_read_this_one(client, origin):
     answer = client.get("/events", headers={"origin": origin})
     assert answer.status_code == 403
@@ -284,6 +290,24 @@ def test_at_its_end_a_run_keeps_its_last_state_until_its_results_are_there(run, 
     assert ended.charts["loss"].iterations[-1] == 4
     assert ended.events == before.events
     assert watch.look(NOW + 3)["7"] == ended
+
+
+def test_the_files_tell_what_happened_if_the_last_process_here_has_not_seen_it(run, there):
+    here = there / "7"
+    content = json.loads((run / "results.json").read_text())
+    change = {"number": 1, "iteration": 2, "peers": [0, 1, 2], "edges": [], "lost": [3], "joined": []}
+    content["views"] = [{**change, "why": {"3": "it crashed"}, "seconds": 1.0, "time": NOW - 60}]
+    here.mkdir()
+    (here / "results.json").write_text(json.dumps(content))
+    watch = Watch()
+    for state in ("silent", "computing"):
+        now = peer(1, heard=9.0, spoken=9.0) if state == "silent" else peer(1)
+        write_bulletin(bulletin_path(0), bulletin(now, folder=str(here)))
+        watch.look(NOW)
+    bulletin_path(0).unlink()
+    texts = [event.text for event in watch.look(NOW + 1)["7"].events]
+    assert texts[-1] == "peer 3 was lost after 2 iterations (view 1): it crashed"
+    assert "peer 1 (east) is silent no more: it is computing" in texts
 
 
 def test_the_bulletin_of_a_killed_process_does_not_hide_that_the_run_has_ended_since(run, there):

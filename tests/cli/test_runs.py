@@ -184,6 +184,10 @@ def test_a_run_under_way_says_how_far_it_is_and_has_no_end(runs):
         '{"schema": "p2pft.results/1", "status": 7}',
         '{"schema": "p2pft.results/9", "status": "completed"}',
         '{"schema": "p2pft.results/1", "status": "completed", "begun": "now"}',
+        '{"schema": "p2pft.results/1", "status": "completed", "begun": 1e300}',
+        '{"schema": "p2pft.results/1", "status": "completed", "ended": NaN}',
+        '{"schema": "p2pft.results/1", "status": "completed", "ended": ' + "9" * 400 + "}",
+        '{"schema": "p2pft.results/1", "status": "completed", "summary": {"accuracy": {"mean": NaN}}}',
     ],
 )
 def test_a_damaged_run_is_listed_as_one_and_hides_no_other(runs, text):
@@ -194,6 +198,13 @@ def test_a_damaged_run_is_listed_as_one_and_hides_no_other(runs, text):
     assert found["17"]["status"] == "completed"
     assert found["18"]["status"] == "damaged"
     assert "results.json" in found["18"]["told"]
+    assert invoke().exit_code == 0, "the list for people"
+
+
+def test_no_text_of_a_file_reaches_the_terminal_with_its_control_characters(runs):
+    completed(runs, "17", run="17\x1b[2J", name="a\nb", error="\x1b]0;x\x07")
+    assert all(c.isprintable() for c in "".join(invoke().stdout.splitlines()))
+    assert len(invoke().stdout.splitlines()) == 4
 
 
 def test_a_line_that_cannot_be_read_is_left_out(runs):

@@ -182,6 +182,20 @@ def test_a_run_that_cannot_be_seen_from_here_says_so_once_and_goes_on(training, 
     assert "observer-address lets them report" in caplog.text
 
 
+def test_peers_that_answered_and_have_ended_are_no_fault_of_the_offices_view(training, tmp_path, caplog):
+    there = office(training, tmp_path)
+    looking = Looking(run_of(training), KEY, None, Progress(4, ITERATIONS, lambda line: None), there)
+    try:
+        until(looking._look)
+        looking._patient_until = 0.0  # meet-timeout is long over
+        assert looking._look()
+        training.end()
+        assert not looking._look()
+        assert "cannot be seen from here" not in caplog.text
+    finally:
+        looking._looker.close()
+
+
 def test_who_is_reached_tells_the_coordinator_its_own_sketch_and_nobody_elses(training, tmp_path, fast):
     lines: list[str] = []
     progress = Progress(4, ITERATIONS, lines.append)

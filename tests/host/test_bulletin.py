@@ -58,3 +58,26 @@ def test_a_process_that_comes_back_says_that_its_peer_is_in_no_view_until_one_le
     assert (first.live, first.gone) == ((0, 1), {2: 950.0})
     let_in = one.write({2: Heard(Standing(), None, 0.0)}, {}, [view(2, (0, 1, 2))])
     assert (let_in.live, let_in.gone) == ((0, 1, 2), {})
+
+
+def test_a_peer_that_asks_to_come_back_is_not_set_back_to_its_beginning(at):
+    one = writer()
+    one.write(heard(1.0), {}, [])
+    anew = {2: Heard(Standing(iteration=0, incarnation=2), None, 0.2)}
+    lost = [view(1, (0, 1))]
+    assert one.write(anew, {}, lost).peers[2].iteration == 5
+    assert one.write(anew, {}, [*lost, view(2, (0, 1, 2))]).peers[2].iteration == 0, "it is let in"
+
+
+def test_the_bulletin_of_a_host_goes_on_from_that_of_its_process_before_there_was_a_host(at):
+    writer(own=(2,), gone={2: 950.0}).write({2: Heard(Standing(iteration=80), None, 0.0)}, {}, [])
+    at(1060.0)
+    host = writer(own=(2,), gone={2: 950.0}).write({2: Heard(Standing(), None, 0.0)}, {}, [])
+    assert (host.begun, host.peers[2].iteration) == (1000.0, 80)
+    other = BulletinWriter("8", RunConfig(), 3, 100, (2,), HOSTS, {}, "/runs/8").write({}, {}, [])
+    assert (other.begun, other.peers[2].iteration) == (1060.0, 0), "another run of the same process"
+
+
+def test_a_bulletin_has_the_name_of_its_run(at):
+    config = RunConfig.from_mapping({"name": "day"})
+    assert BulletinWriter("7", config, 3, 100, (0,), HOSTS, {}, "/runs/day-7").write({}, {}, []).name == "day"

@@ -72,6 +72,27 @@ def test_seconds_are_those_of_the_peers_and_not_of_flowers_start(sites):
     assert read_results(sites / "coordinator")["seconds"] == longest
 
 
+def test_a_clock_that_was_set_back_by_an_hour_makes_no_time_negative(sites, tmp_path):
+    def set_back(lines):
+        return [*lines[:3], *(replace(line, time=line.time - 3600) for line in lines[3:])]
+
+    folders = copied(sites, tmp_path)
+    for peer, folder in enumerate(folders):
+        edit_log(folder, peer, set_back)
+    results, right = (collect_results(find_peers(f)) for f in (folders, run_folders(sites)))
+    assert 0 < results["seconds"] <= right["seconds"]
+    assert results["begun"] <= results["ended"]
+
+
+def test_results_that_the_disk_does_not_take_are_one_error(sites, tmp_path):
+    (tmp_path / "results.partial").mkdir()
+    done = CliRunner().invoke(app, ["collect", *map(str, run_folders(sites)), "--out", str(tmp_path)])
+    assert (done.exit_code, done.stderr) == (
+        2,
+        f"error: {tmp_path / 'results.json'} cannot be written: Is a directory\n",
+    )
+
+
 def test_the_coordinator_has_its_history_without_the_peers_folders(sites):
     history = read_results(sites / "coordinator")["history"]
     assert not (sites / "coordinator" / "peers").exists()

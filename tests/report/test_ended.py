@@ -162,6 +162,34 @@ def test_a_stopped_run_is_shown_as_far_as_it_came_and_not_as_done(tmp_path):
     assert page.iteration == 4 < page.iterations
 
 
+def with_a_loss(run, folder, *later):
+    """Make results of a run that lost its peer 2 after 4 of its 6 iterations."""
+    content = json.loads((run / "results.json").read_text())
+    change = {"iteration": 4, "edges": [[0, 1], [1, 0]], "why": {"2": "it crashed"}, "seconds": 1.0}
+    lost = {**change, "number": 1, "peers": [0, 1], "lost": [2], "joined": [], "time": 1_800_000_000.0}
+    content |= {"status": "completed-with-2-of-3", "views": [lost, *({**change, **v} for v in later)]}
+    content["unfinished"] = [content["peers"].pop() | {"iterations": 2, "bytes_sent": 77}]
+    folder.mkdir()
+    (folder / "results.json").write_text(json.dumps(content))
+
+
+def test_a_lost_peer_keeps_its_last_scores_and_its_loss_the_time_of_the_results(run, tmp_path):
+    with_a_loss(run, tmp_path / "7")
+    page = page_of_folder(tmp_path / "7")
+    lost = page.peers[2]
+    assert (lost.state, lost.iteration, lost.evaluated, lost.bytes_sent) == ("lost", 4, 2, 77)
+    assert [(e.time, e.text) for e in page.events] == [
+        (1_800_000_000.0, "peer 2 was lost after 4 iterations (view 1): it crashed")
+    ]
+
+
+def test_a_peer_that_came_back_is_not_shown_as_lost(run, tmp_path):
+    back = {"number": 2, "peers": [0, 1, 2], "lost": [], "joined": [2], "why": {}, "time": 1_800_000_060.0}
+    with_a_loss(run, tmp_path / "7", back)
+    peer = page_of_folder(tmp_path / "7").peers[2]
+    assert (peer.state, peer.why) == ("unknown", "it came back, and its end is not in the results")
+
+
 def test_a_folder_without_a_run_is_refused_by_name(tmp_path):
     with pytest.raises(DataError, match=r"results\.json.*no peers/peer-<i>\.jsonl"):
         page_of_folder(tmp_path)

@@ -254,6 +254,56 @@ def test_a_lost_peer_whose_process_here_asks_to_be_let_in_is_told_as_coming_back
     assert peers[3].why == "it crashed"
 
 
+def test_where_a_peer_comes_back_nothing_is_said_of_the_others_before_they_are_heard():
+    others = [peer(p, state="", iteration=0, rate=0.0, heard=None, spoken=None) for p in (0, 1, 2)]
+    comes = peer(3, state="preparing", iteration=380, heard=0.0, spoken=None)
+    status, _ = state_of(bulletin(*others, comes, own=(3,), live=(0, 1, 2), gone={3: NOW - 90}))
+    assert status.iteration == 380, "the run was as far when the peer was lost"
+    assert (status.at_risk, status.risk) == (
+        True,
+        "The result is at risk: peer 3 (west) is gone, and nothing has been heard of the other peers yet.",
+    )
+
+
+def test_a_process_that_begins_anew_does_not_hide_the_last_scores_of_its_peer():
+    before = peer(3, evaluated=350, accuracy=0.9, bytes_sent=1000)
+    anew = peer(3, state="preparing", heard=0.0, evaluated=None)
+    _, peers = state_of(bulletin(before, live=(0, 1, 2), views=(view(),)), bulletin(anew, own=(3,)))
+    assert (peers[3].evaluated, peers[3].accuracy, peers[3].bytes_sent) == (350, 0.9, 1000)
+
+
+def test_the_process_in_the_newest_view_knows_most_however_many_views_it_has_seen():
+    left = bulletin(live=(0, 1, 2, 3), views=(view(), view(number=2)), written=NOW + 1)
+    went_on = bulletin(own=(1,), live=(0, 1), views=(view(number=3, peers=(0, 1), lost=(2,)),))
+    status, peers = state_of(left, went_on)
+    assert (status.view, peers[2].state, peers[3].state) == (3, "lost", "lost")
+    back = view(number=2, peers=(0, 1, 2, 3), lost=(), joined=(3,), why={})
+    came_back = bulletin(own=(3,), views=(back,), written=NOW + 1)
+    assert state_of(bulletin(views=(view(), back)), came_back)[0].views == (view(), back)
+
+
+def test_a_clock_that_was_set_back_makes_no_time_negative():
+    killed = bulletin(own=(0,), alive=False)
+    for told in (killed, bulletin(live=(0, 1, 2), views=(view(),), gone={3: NOW - 70})):
+        status, _ = state_of(told, now=NOW - 3600)
+        assert min(p.since or 0.0 for p in status.peers) == 0.0
+        assert not re.search(r"-\d", status_table(status, NOW - 3600))
+
+
+def test_a_time_that_another_site_tells_and_no_calendar_has_breaks_nothing():
+    status, _ = state_of(bulletin(live=(0, 1, 2), views=(msgspec.structs.replace(view(), time=1e300),)))
+    assert "(no time of a calendar) view 1 after 380 iterations: peer 3 (west) was lost" in status_table(
+        status, NOW
+    )
+
+
+def test_no_text_of_another_process_reaches_the_terminal_with_its_control_characters():
+    names = {0: "\x1b[2J", 3: "west\u202e"}
+    told = bulletin(run="7\x1b[2J", names=names, live=(0, 1, 2), views=(view(why={3: "\x1b]0;x\a"}),))
+    text = status_table(state_of(told)[0], NOW)
+    assert all(c.isprintable() for c in text.replace("\n", ""))
+
+
 def test_a_peer_that_came_back_is_no_risk_any_more():
     back = view(number=2, peers=(0, 1, 2, 3), lost=(), joined=(3,), why={})
     status, peers = state_of(bulletin(views=(view(), back)))

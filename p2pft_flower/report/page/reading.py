@@ -15,7 +15,7 @@ from p2pft_flower.errors import DataError, printable
 from p2pft_flower.facts import PeerFacts
 from p2pft_flower.keeping import sketch
 from p2pft_flower.keeping.invariants import Surplus, TrackerSums
-from p2pft_flower.keeping.journal import read_whole_lines
+from p2pft_flower.keeping.journal import elapsed, read_whole_lines
 from p2pft_flower.keeping.lines import AnyLine, Evaluation, Outcome, Round, Trace, ViewChange
 from p2pft_flower.keeping.lines import Run as RunLine
 from p2pft_flower.report.page.runs import ALONE, PEERS, POOLED, SERVER, Moment, Results, Run, Scores, View
@@ -235,12 +235,13 @@ def _from_journals(run: Run, lines: Mapping[int, Sequence[AnyLine]]) -> dict[str
     sketches: dict[int, dict[int, Any]] = {}
     validation: dict[int, dict[int, float]] = {}
     for peer, told in lines.items():
-        begin = next((line.time for line in told if isinstance(line, (Evaluation, Round))), None)
+        begin = next((k for k, line in enumerate(told) if isinstance(line, (Evaluation, Round))), None)
         if begin is None:
             continue
-        for line in told:
+        passed = elapsed(told)
+        for line, since in zip(told, (at - passed[begin] for at in passed), strict=True):
             if isinstance(line, (Evaluation, Round)):
-                times.setdefault(peer, {}).setdefault(line.iteration, line.time - begin)
+                times.setdefault(peer, {}).setdefault(line.iteration, since)
                 sketches.setdefault(line.iteration, {}).setdefault(peer, sketch.decode(line.sketch))
             if isinstance(line, Evaluation) and line.validation is not None:
                 validation.setdefault(peer, {})[line.iteration] = line.validation
@@ -248,7 +249,7 @@ def _from_journals(run: Run, lines: Mapping[int, Sequence[AnyLine]]) -> dict[str
                 at = line.iteration if isinstance(line, Evaluation) else line.iterations
                 sent.setdefault(peer, {})[at] = line.bytes_sent
             if isinstance(line, ViewChange):
-                view_times.setdefault(line.number, max(0.0, line.time - begin))
+                view_times.setdefault(line.number, max(0.0, since))
     stalls, stills = of_journals(lines.values())
     return {
         "times": times,

@@ -10,11 +10,12 @@ import json
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from p2pft_flower.errors import DataError
 from p2pft_flower.keeping import sketch
-from p2pft_flower.keeping.journal import Journal
-from p2pft_flower.keeping.lines import Trace
+from p2pft_flower.keeping.journal import Journal, read_journal
+from p2pft_flower.keeping.lines import Trace, written
 from p2pft_flower.report.page import happenings, verdicts
 from p2pft_flower.report.page.reading import find_runs
 from p2pft_flower.report.page.tidy import evaluations_csv, outcomes_csv
@@ -91,6 +92,17 @@ def test_journals_give_seconds_bytes_and_distances_also_of_strategies(tmp_path):
     assert theirs.training_seconds == pytest.approx(6)
     assert mine.sent[2] == {0: 0, 100: 333_333, 200: 666_666, 300: 1_000_000}
     assert mine.apart[-1] == (300, pytest.approx(0.01, rel=0.2))
+
+
+def test_a_clock_that_was_set_back_makes_no_time_negative(tmp_path):
+    write(tmp_path, made_up(), pace=0.01)
+    for path in (tmp_path / "peers").glob("*.jsonl"):
+        lines = list(read_journal(path))
+        late = [replace(line, time=line.time - 3600) for line in lines[-2:]]
+        path.write_bytes(b"".join(map(written, [*lines[:-2], *late])))
+    (run,) = find_runs([tmp_path])
+    assert list(run.seconds_at.values()) == sorted(run.seconds_at.values())
+    assert (run.seconds_at[0], run.seconds_at[300]) == (0, pytest.approx(2))
 
 
 def test_without_journals_times_are_unknown_and_the_reason_is_noted(tmp_path):
