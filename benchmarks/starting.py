@@ -15,7 +15,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
 from pathlib import Path
 
 from rich.console import Console
@@ -96,26 +95,26 @@ def nothing(hosts: int, folder: Path) -> float:
 
 def p2pft(settings: list[str], out: Path, tree: Path | None) -> tuple[dict[str, float], float, int]:
     """Return the seconds at which each stage of one ``p2pft run`` ended, of its training, and its hosts."""
-    environment: Mapping[str, str] = os.environ
-    if tree is not None:
-        environment = {**os.environ, "PYTHONPATH": str(tree)}
-    command = [sys.executable, "-c", "from p2pft_flower.cli import main; main()", "run", *settings]
-    begin, ended = time.monotonic(), dict[str, float]()
+    environment = {**os.environ, "PYTHONPATH": str(tree or Path(__file__).resolve().parents[1])}
+    command = [sys.executable, "-P", "-c", "from p2pft_flower.cli import main; main()", "run", *settings]
+    begin, ended, said = time.monotonic(), dict[str, float](), list[str]()
     left = dict(STAGES)
     with subprocess.Popen(
         [*command, "--out", str(out)],
         env=environment,
+        cwd=out.parent,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
     ) as process:
         for line in process.stdout or ():
+            said.append(line)
             stage = next(iter(left))
             if (mark := left[stage]) is not None and mark in line:
                 ended[stage] = time.monotonic() - begin
                 del left[stage]
     if process.returncode or list(left) != ["the command has ended"]:
-        raise SystemExit(f"p2pft run failed, or its log has no line of the stages {list(left)}")
+        raise SystemExit(f"p2pft run failed, or its log lacks the stages {list(left)}:\n{''.join(said)}")
     ended["the command has ended"] = time.monotonic() - begin
     results = json.loads((out / "results.json").read_text())
     return ended, results["seconds"], len(results["hosts"])

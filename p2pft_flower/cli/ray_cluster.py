@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -11,11 +12,15 @@ from dataclasses import dataclass
 
 from p2pft_flower.cli.flwr_run import flower_environment
 from p2pft_flower.errors import ConfigError
+from p2pft_flower.transport import parse_address
 
 __all__ = ["RayCluster", "look", "share_of_cpus"]
 
 PATIENCE = 60
 """Seconds that Ray has to connect to the cluster."""
+
+ANSWER = 5
+"""Seconds that the cluster's head has to take a connection."""
 
 ENGINE_MOST, ENGINE_MORE = 32, 4
 """Flower's engine runs as many ClientApps at once as this machine has cores and four more, at most 32."""
@@ -61,7 +66,7 @@ def share_of_cpus(cpus: Sequence[int], hosts: int) -> int:
 def look(address: str) -> RayCluster:
     """Connect to a Ray cluster, and return what it has.
 
-    In a process of its own: Ray takes over a process's signals, and ends it if a cluster is not there.
+    In a process of its own, since Ray takes over a process's signals.
 
     Raises
     ------
@@ -69,6 +74,15 @@ def look(address: str) -> RayCluster:
         When there is no such cluster, this machine is none of its nodes, or it has no CPU.
     """
     named = f"--ray-address {address}"
+    place = parse_address(address)
+    if place.path is not None:
+        raise ConfigError(f"{named}: a Ray cluster's address is host:port, as ray start --head prints it")
+    try:
+        socket.create_connection((place.host, place.port), ANSWER).close()
+    except OSError as error:
+        raise ConfigError(
+            f"{named}: nobody answers there ({error}); does the cluster run (ray status)?"
+        ) from None
     try:
         asked = subprocess.run(  # noqa: S603 - this Python
             [sys.executable, "-c", _LOOK, address],

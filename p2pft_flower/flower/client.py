@@ -289,7 +289,8 @@ def _hello(message: Message, context: Context) -> dict[str, Any]:
     if site is None and asked["hold"] > 0 and not config.learning.problem:
         # A simulation's process trains next: it imports torch and timm while the coordinator hears of it.
         import_meanwhile()
-    time.sleep(asked["hold"])  # not to synchronise: the overlap of these stretches is what is measured
+    hold = asked["hold"] * (cluster.LONGER if site is None and cluster.here() is not None else 1)
+    time.sleep(hold)  # not to synchronise: the overlap of these stretches is what is measured
     return {
         "begin": begin,
         "end": time.time(),

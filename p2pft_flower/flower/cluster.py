@@ -25,9 +25,12 @@ from p2pft_flower.keeping.folders import look_at
 from p2pft_flower.plan import Plan
 from p2pft_flower.transport import ExchangeStoppedError, tcp_address, unix_address
 
-__all__ = ["Place", "Register", "here", "met"]
+__all__ = ["LONGER", "Place", "Register", "here", "met"]
 
 log = logging.getLogger("p2pft_flower")
+
+LONGER = 10
+"""How many times as long a node holds its answer to a hello: Ray starts processes on many machines."""
 
 _START = 60.0
 """Seconds that Ray has to start the register."""
