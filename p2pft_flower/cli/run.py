@@ -394,11 +394,11 @@ def run(
     interrupted here (Ctrl-C).
     """
     try:
+        if ray_address and connection is not None:
+            raise ConfigError("--ray-address is for a simulation, --connection for a deployment: give one")
         values = _values(settings or [], connection, out, resume, extend=extend)
         if canary:
             canary_values(values)  # refuses what it cannot try
-        if ray_address and connection is not None:
-            raise ConfigError("--ray-address is for a simulation, and --connection for a deployment's sites")
         cluster = look(ray_address) if ray_address else None
     except P2PFTError as error:
         typer.echo(f"error: {error}", err=True)

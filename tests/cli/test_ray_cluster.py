@@ -8,7 +8,9 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from p2pft_flower.cli import app
 from p2pft_flower.cli.ray_cluster import RayCluster, look, share_of_cpus
 from p2pft_flower.errors import ConfigError, P2PFTError
 from p2pft_flower.lab import supervisor
@@ -97,6 +99,12 @@ def test_the_slurm_job_starts_ray_on_each_node_and_then_the_run(tmp_path):
             "p2pft run --ray-address 10.0.0.1:23456 topology=exponential:16 epochs=10 --out run-123456",
         ]
     )
+
+
+def test_a_cluster_and_a_connection_exclude_each_other():
+    done = CliRunner().invoke(app, ["run", "--ray-address", "127.0.0.1:9", "--connection", "sites"])
+    assert done.exit_code == 2
+    assert "--ray-address is for a simulation, --connection for a deployment" in done.output
 
 
 def test_hosts_get_so_many_cpus_that_they_fill_all_nodes():
