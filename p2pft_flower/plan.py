@@ -154,6 +154,10 @@ class Plan:
         empty: all are on this host.
     names : dict of int to str
         The name of each peer that has one, for people: that of its site, else that of the graph.
+    register : str
+        Name of the actor at which the hosts of a simulation report where each of them runs, if Ray's cluster
+        has several nodes; then ``addresses`` has the peers only, and each host learns their addresses there.
+        Empty: ``addresses`` has them.
     observer : str
         Address to which progress is reported; empty: to nobody.
     pooled : bool
@@ -199,6 +203,7 @@ class Plan:
     members: dict[PeerNumber, tuple[PeerNumber, ...]] = field(default_factory=dict)
     hosts: dict[PeerNumber, tuple[PeerNumber, ...]] = field(default_factory=dict)
     names: dict[PeerNumber, str] = field(default_factory=dict)
+    register: str = ""
     observer: str = ""
     pooled: bool = False
     facts: RunFacts | None = None

@@ -25,6 +25,7 @@ from xdist.scheduler import LoadScopeScheduling
 WAITS = (
     "tests/deploy/test_guide.py",
     "tests/cli/test_real_runs.py",
+    "tests/cli/test_ray_cluster.py",
     "tests/cli/test_up.py",
     "tests/flower/test_deployments.py",
     "tests/flower/test_killed_and_resumed.py",

@@ -32,6 +32,10 @@ HERE = "tests/test_document_blocks.py::"
 PYTHON = HERE + "test_the_python_of_a_document_runs_and_prints_what_it_says"
 GUIDE = "tests/deploy/test_guide.py::"
 GUIDE += "test_the_guide_can_be_followed_exactly_as_written_and_gives_the_simulations_theta"
+CLUSTER = (
+    "tests/cli/test_ray_cluster.py::"
+    "test_the_page_on_clusters_can_be_followed_and_two_nodes_end_with_the_bits_of_one"
+)
 
 OWN_PROBLEM = (
     "tests/flower/test_own_problem.py::test_the_example_in_the_docs_trains_to_the_mean_of_its_centres"
@@ -45,6 +49,11 @@ NOTES = "tests/host/test_callbacks.py::test_the_docs_example_writes_its_notes"
 RUN = {
     "README.md": {'graph = Graph.load("lopsided-4")': PYTHON},
     "deploy/README.md": dict.fromkeys([b.name for b in blocks_of(ROOT / "deploy" / "README.md")], GUIDE),
+    "deploy/cluster.md": {
+        **dict.fromkeys([b.name for b in blocks_of(ROOT / "deploy" / "cluster.md")][:4], CLUSTER),
+        "#!/bin/bash": "tests/cli/test_ray_cluster.py::"
+        "test_the_slurm_job_starts_ray_on_each_node_and_then_the_run",
+    },
     "docs/extending.md": {
         **dict.fromkeys(
             [b.name for b in blocks_of(ROOT / "docs/extending.md") if b.language == "python"], PYTHON
@@ -131,6 +140,7 @@ NOT_RUN = {
         "flwr run . --stream --run-config conf/vit-pets.toml": HOURS,
         "p2pft up --peers 4": "tests/cli/test_up.py rehearses with fewer peers; its words are checked",
     },
+    "deploy/cluster.md": {"ray stop": "it ends each Ray of the machine, also others'"},
     "docs/clip.md": {
         "pip install -e '.[clip]'": WEIGHTS,
         'echo \'{"0": "zero", "1": "one", "2": "two", "3": "three", "4": "four",': MINUTES,

@@ -69,12 +69,19 @@ HOME = {
     "pydicom": {"learning"},
     "datasets": {"learning"},
     "huggingface_hub": {"learning"},
+    "ray": set(),
 }
 # … and what may be imported inside a function only, so that loading the layer stays light.
 LAZY = {
     *((layer, "safetensors") for layer in ("keeping", "report", "cli")),
     *(("learning", library) for library in ("pydicom", "datasets", "huggingface_hub")),
-    *(("cli", "torch"), ("cli", "uvicorn"), ("learning", "opacus"), ("keeping", "tensorboard")),
+    *(
+        ("flower", "ray"),
+        ("cli", "torch"),
+        ("cli", "uvicorn"),
+        ("learning", "opacus"),
+        ("keeping", "tensorboard"),
+    ),
 }
 FLOWER_PUBLIC = ("flwr.app", "flwr.clientapp", "flwr.serverapp")
 MOST_LINES, MOST_LINES_OF_A_FUNCTION = 500, 70  # a docstring not counted

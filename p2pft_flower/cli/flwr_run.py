@@ -108,11 +108,16 @@ def program(name: str) -> str:
 
 
 @contextlib.contextmanager
-def local_superlink() -> Iterator[dict[str, str]]:
+def local_superlink(ray_address: str = "") -> Iterator[dict[str, str]]:
     """Run a SuperLink of our own for simulations during a ``with`` block, and end it with all its children.
 
     The SuperLink that Flower manages keeps the working directory and environment of its first start, and
     outlives the command; this one has ours, on free ports, and leaves nothing behind.
+
+    Parameters
+    ----------
+    ray_address : str
+        Address of a Ray cluster that runs the simulations; default empty: Flower starts Ray on this machine.
 
     Yields
     ------
@@ -128,7 +133,7 @@ def local_superlink() -> Iterator[dict[str, str]]:
     """
     base = temporary_folder()
     with tempfile.TemporaryDirectory(prefix="p2pft-", dir=base, ignore_cleanup_errors=True) as scratch:
-        yield from _superlink(Path(scratch))
+        yield from _superlink(Path(scratch), ray_address)
 
 
 def temporary_folder() -> Path:
@@ -151,12 +156,15 @@ def temporary_folder() -> Path:
     return base
 
 
-def _superlink(scratch: Path) -> Iterator[dict[str, str]]:
+def _superlink(scratch: Path, ray_address: str) -> Iterator[dict[str, str]]:
     http, control = free_ports(2)
     environment = flower_environment() | {
+        "RAY_ADDRESS": ray_address,  # which Ray reads; empty: as if it were not there
         # Sockets of the run and Ray's session: removed with this folder even if a process was killed.
         "TMPDIR": str(scratch),
         "RAY_TMPDIR": str(scratch),
+        # Else Ray starts a process for each core that no actor uses: Flower gives these another environment.
+        "RAY_prestart_worker_first_driver": "0",
         "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT": str(http),
         "FLWR_LOCAL_CONTROL_API_PORT": str(control),
     }
@@ -202,7 +210,7 @@ def run_app(
     *,
     connection: str | None,
     environment: Mapping[str, str] | None,
-    supernodes: int | None,
+    federation: str,
     show: Callable[[str], None],
     verbose: bool = False,
 ) -> Ended:
@@ -216,8 +224,8 @@ def run_app(
         A connection of Flower's config.toml; None for Flower's default one.
     environment : mapping or None
         The environment for ``flwr``, from :func:`local_superlink`; None: :func:`flower_environment`.
-    supernodes : int or None
-        Number of simulated SuperNodes, with one CPU each; None: Flower's federation stays as it is.
+    federation : str
+        Keys and values for ``flwr run --federation-config``; empty: Flower's federation stays as it is.
     show : callable
         Called with each line that is shown.
     verbose : bool
@@ -237,11 +245,7 @@ def run_app(
         config.flush()
         command = [flwr, "run", str(resource_dir("apps") / "p2pft"), *([connection] if connection else [])]
         command += ["--stream", "--run-config", config.name]
-        if supernodes is not None:
-            options = (
-                f"num-supernodes={supernodes} client-resources-num-cpus=1 init-args-num-cpus={supernodes}"
-            )
-            command += ["--federation-config", options]
+        command += ["--federation-config", federation] if federation else []
         run_id, output = None, []
         show("asking Flower for a run …")
         with subprocess.Popen(  # noqa: S603 - a program of this environment

@@ -66,7 +66,7 @@ def preflight(
             values,
             connection=connection,
             environment=None,
-            supernodes=None,
+            federation="",
             show=lambda line: typer.echo(line, err=as_json),
             verbose=verbose,
         )

@@ -18,6 +18,7 @@ from p2pft_flower.cli.completion import complete_connections, complete_settings
 from p2pft_flower.cli.connections import check_connection
 from p2pft_flower.cli.flwr_run import FLOWER_STOPPED, local_superlink, run_app
 from p2pft_flower.cli.places import require_places
+from p2pft_flower.cli.ray_cluster import RayCluster, look
 from p2pft_flower.cli.rehearsal import check_rehearsed
 from p2pft_flower.cli.settings import check, parse_settings, settings_of_resumed
 from p2pft_flower.config import RunConfig
@@ -38,7 +39,7 @@ from p2pft_flower.report.results import (
 )
 from p2pft_flower.topology import Graph
 
-__all__ = ["Finished", "RunStoppedError", "execute", "execute_or_record", "run", "supernodes"]
+__all__ = ["Finished", "RunStoppedError", "execute", "execute_or_record", "federation", "run"]
 
 STARTED_LINE = re.compile(r"^run (\d+) has started")
 RESULTS_LINE = re.compile(r"^\d\d:\d\d:\d\d results: ")
@@ -50,15 +51,22 @@ EXIT_STOPPED = 4
 EXIT_INTERRUPTED = 130
 
 
-def supernodes(config: RunConfig, graph: Graph) -> int:
-    """Return the number of simulated SuperNodes for a run here: one for each core, at most one for each peer.
+def most_hosts(config: RunConfig, graph: Graph) -> int:
+    """Return the most hosts that a simulation can use: one for each peer.
 
     One if all peers are on one host: if the run is pooled, or its ``transport`` is ``memory``.
     """
     pooled = getattr(ALGORITHMS.get(config.method.algorithm), "pooled", False)
-    if pooled or config.runtime.transport == "memory":
-        return 1
-    return max(1, min(graph.n, os.cpu_count() or 1))
+    return 1 if pooled or config.runtime.transport == "memory" else graph.n
+
+
+def federation(config: RunConfig, graph: Graph, cluster: RayCluster | None = None) -> str:
+    """Return the values of ``--federation-config`` for a simulation on a cluster; None: on this machine."""
+    most = most_hosts(config, graph)
+    if cluster is not None:
+        return cluster.federation(most)
+    hosts = max(1, min(most, os.cpu_count() or 1))
+    return f"num-supernodes={hosts} client-resources-num-cpus=1 init-args-num-cpus={hosts}"
 
 
 class RunStoppedError(P2PFTError):
@@ -91,6 +99,7 @@ def execute(
     environment: Mapping[str, str] | None,
     verbose: bool,
     show: Callable[[str], None] = typer.echo,
+    cluster: RayCluster | None = None,
 ) -> Finished:
     """Do one run and return its end, perhaps with some of the peers only (min-peers, on-failure).
 
@@ -106,6 +115,8 @@ def execute(
         Whether Flower's own lines are shown, too.
     show : callable
         Called with each line of the run's log.
+    cluster : RayCluster, optional
+        The Ray cluster that simulates the peers, if ``environment`` names one; default: this machine.
 
     Raises
     ------
@@ -122,7 +133,7 @@ def execute(
         values,
         connection=connection,
         environment=environment,
-        supernodes=supernodes(config, graph) if simulated else None,
+        federation=federation(config, graph, cluster) if simulated else "",
         show=show,
         verbose=verbose,
     )
@@ -277,13 +288,20 @@ def _record_given_up(values: Mapping[str, Any], started: str | None) -> None:
 
 
 def _simulate(
-    values: dict[str, Any], verbose: bool, show: Callable[[str], None], started: Sequence[str]
+    values: dict[str, Any],
+    cluster: RayCluster | None,
+    verbose: bool,
+    show: Callable[[str], None],
+    started: Sequence[str],
 ) -> Finished:
-    """Do a run on this machine; if this process is told to end, record what is known of the run."""
-    typer.echo("starting Flower on this machine …", err=True)
+    """Do a simulated run; if this process is told to end, record what is known of the run."""
+    where = "" if cluster is None else f", for {len(cluster.cpus)} nodes of Ray's cluster {cluster.address}"
+    typer.echo(f"starting Flower on this machine{where} …", err=True)
     try:
-        with local_superlink() as environment:
-            return execute(values, connection=None, environment=environment, verbose=verbose, show=show)
+        with local_superlink("" if cluster is None else cluster.address) as environment:
+            return execute(
+                values, connection=None, environment=environment, verbose=verbose, show=show, cluster=cluster
+            )
     except (KeyboardInterrupt, SystemExit):  # SIGTERM becomes the latter
         _record_given_up(values, started[0] if started else None)
         raise
@@ -328,6 +346,14 @@ def run(
             autocompletion=complete_connections,
         ),
     ] = None,
+    ray_address: Annotated[
+        str,
+        typer.Option(
+            metavar="HOST:PORT",
+            help="A Ray cluster that simulates the peers, on all of its nodes; this machine must be one of "
+            "them, and all must share the results' folder. Without it, this machine alone.",
+        ),
+    ] = "",
     out: Annotated[
         Path | None,
         typer.Option(help="Folder for the results; default $P2PFT_HOME/runs/<run id> (~/.p2pft)."),
@@ -368,9 +394,12 @@ def run(
     interrupted here (Ctrl-C).
     """
     try:
+        if ray_address and connection is not None:
+            raise ConfigError("--ray-address is for a simulation, --connection for a deployment: give one")
         values = _values(settings or [], connection, out, resume, extend=extend)
         if canary:
             canary_values(values)  # refuses what it cannot try
+        cluster = look(ray_address) if ray_address else None
     except P2PFTError as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(EXIT_USAGE) from None
@@ -388,7 +417,7 @@ def run(
 
     def do(values: dict[str, Any]) -> Finished:
         if connection is None:
-            return _simulate(values, verbose, show, started)
+            return _simulate(values, cluster, verbose, show, started)
         return execute(values, connection=connection, environment=None, verbose=verbose, show=show)
 
     try:

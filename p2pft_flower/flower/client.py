@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.metadata
 import logging
 import os
 import platform
@@ -11,7 +10,7 @@ import sys
 import time
 import traceback
 from dataclasses import asdict, dataclass
-from functools import cache, lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,13 +20,14 @@ from flwr.clientapp import ClientApp
 from p2pft_flower.algorithms import ALGORITHMS
 from p2pft_flower.config import LearningConfig, RunConfig
 from p2pft_flower.errors import ConfigError, DataError, P2PFTError, cause_of
-from p2pft_flower.flower import messages
+from p2pft_flower.flower import cluster, messages
 from p2pft_flower.flower.changed_images import changes_of, keep_lists
 from p2pft_flower.flower.host_process import run_host
 from p2pft_flower.flower.logs import kept_warnings, log_to_stream
 from p2pft_flower.flower.messages import HostReport
 from p2pft_flower.flower.metrics import served
 from p2pft_flower.flower.site import FLOWERS, Site
+from p2pft_flower.flower.versions import versions
 from p2pft_flower.host.callbacks import require_watchers
 from p2pft_flower.host.early import EarlyBulletin
 from p2pft_flower.host.host import Host, PeerFailedError
@@ -39,6 +39,7 @@ from p2pft_flower.keeping.progress import told_evaluations
 from p2pft_flower.keeping.rejoining import kept_plan, save_plan
 from p2pft_flower.keeping.resuming import look_through
 from p2pft_flower.learning.data.holdings import Holdings
+from p2pft_flower.learning.early_import import import_meanwhile
 from p2pft_flower.learning.model.model_facts import (
     feature_facts,
     light_digest,
@@ -57,27 +58,12 @@ if TYPE_CHECKING:
     from p2pft_flower.host.problem import Problem
     from p2pft_flower.learning.workload import Workload
 
-__all__ = ["make_client_app", "rejoin", "versions"]
+__all__ = ["make_client_app", "rejoin"]
 
 log = logging.getLogger(__name__)
 
 OWN_PARTITION = "problem"
 """The results' ``partition`` of a run with a ``problem`` of the user's own, which brings the peers' data."""
-
-
-@cache
-def versions() -> dict[str, str]:
-    """Return the versions, by name, of all that must be the same on all hosts; looked up once a process.
-
-    The names are those of this package, Flower, torch, timm, NumPy and Python.
-    """
-    packages = ("p2pft-flower", "torch", "timm", "numpy")
-    found = {p: importlib.metadata.version(p) for p in packages}
-    try:
-        found["flwr"] = importlib.metadata.version("flwr")
-    except importlib.metadata.PackageNotFoundError:
-        found["flwr"] = importlib.metadata.version("flwr-nightly")  # the same package, by another name
-    return found | {"python": platform.python_version()}
 
 
 @lru_cache(maxsize=2)
@@ -224,7 +210,7 @@ def make_client_app() -> ClientApp:
     def train_peers(message: Message, context: Context) -> Message:
         told = HostReport()  # the answer has it also if the host fails
         body = _guarded(_train_peers, message, context, told)
-        return messages.reply(message, {**body, "report": plain(told)})
+        return messages.reply(message, {**body, "report": plain(told), **_sender(context)})
 
     @app.train("clients")
     def train_clients(message: Message, context: Context) -> Message:
@@ -259,13 +245,15 @@ def _guarded(handle: Any, *arguments: Any) -> dict[str, Any]:
 
 
 def _sender(context: Context) -> dict[str, Any]:
-    """Return peer, address and machine of the SuperNode that answers, for errors; empty in simulation.
+    """Return peer, address and machine of the SuperNode that answers, for errors.
 
-    The node-config may be what is wrong, so nothing of it is relied upon.
+    In simulation the machine alone, if Ray has a cluster of several nodes; else nothing. The node-config may
+    be what is wrong, so nothing of it is relied upon.
     """
     given = context.node_config
     if given.keys() & FLOWERS:
-        return {}
+        place = cluster.here()
+        return {} if place is None else {"sender": {"machine": str(place)}}
     keys = {"peer": "peer-id", "site": "site-name", "address": "peer-address"}
     told = {**{name: given.get(key) for name, key in keys.items()}, "machine": platform.node()}
     return {"sender": {key: str(value)[:200] for key, value in told.items() if value is not None}}
@@ -298,7 +286,11 @@ def _hello(message: Message, context: Context) -> dict[str, Any]:
             built = workload(learning, asked["n"], asked["pooled"], here)
             images = built.images_line
             facts = dataclasses.replace(facts, frozen={**facts.frozen, **built.frozen_facts()})
-    time.sleep(asked["hold"])  # not to synchronise: the overlap of these stretches is what is measured
+    if site is None and asked["hold"] > 0 and not config.learning.problem:
+        # A simulation's process trains next: it imports torch and timm while the coordinator hears of it.
+        import_meanwhile()
+    hold = asked["hold"] * (cluster.LONGER if site is None and cluster.here() is not None else 1)
+    time.sleep(hold)  # not to synchronise: the overlap of these stretches is what is measured
     return {
         "begin": begin,
         "end": time.time(),
@@ -373,8 +365,8 @@ def _preflight(message: Message, context: Context) -> dict[str, Any]:
     }
 
 
-def _host(plan: Plan, site: Site | None, *, joining: bool = False) -> Host:
-    """Return the host of ``plan``'s peers, ready to run in this process."""
+def _host(plan: Plan, site: Site | None, *, met: Access | None = None, joining: bool = False) -> Host:
+    """Return the host of ``plan``'s peers, ready to run here; ``met`` is its access in simulation."""
     config = plan.config
     learning, here = _learning(config, site), _peers_here(site)
     problem: Problem
@@ -388,7 +380,7 @@ def _host(plan: Plan, site: Site | None, *, joining: bool = False) -> Host:
         # Sums inside an operator depend on the number of threads that share them: θ is the same everywhere
         # only if that number is (invariant 2 of docs/architecture.md).
         torch.set_num_threads(config.runtime.threads)
-    access = Access() if site is None else site.access()
+    access = site.access() if site is not None else met or Access()
     return Host(plan, problem, access, joining=joining, tells=site is not None)
 
 
@@ -461,13 +453,17 @@ def _train_peers(message: Message, context: Context, told: HostReport) -> dict[s
             plan = dataclasses.replace(plan, resume=dataclasses.replace(plan.resume, folder=str(kept)))
         if plan.members:
             save_plan(plan)
-    with EarlyBulletin(plan) as early:
-        return _run_host(plan, site, told, early)
+    pooled = config.method.objective if plan.pooled else ""
+    facts = partial(_shared_facts, config.learning, plan.n, pooled)
+    with cluster.met(plan, facts) as (plan, met), EarlyBulletin(plan) as early:
+        return _run_host(plan, site, met, told, early)
 
 
-def _run_host(plan: Plan, site: Site | None, told: HostReport, early: EarlyBulletin) -> dict[str, Any]:
+def _run_host(
+    plan: Plan, site: Site | None, met: Access, told: HostReport, early: EarlyBulletin
+) -> dict[str, Any]:
     """Make the host of a plan whose process has a bulletin, and run it as :func:`_train_peers` returns."""
-    host, config = _host(plan, site), plan.config
+    host, config = _host(plan, site, met=met), plan.config
     if not config.learning.problem:
         pooled = config.method.objective if plan.pooled else ""
         keep_lists(plan, holdings(_learning(config, site), plan.n, pooled, _peers_here(site)))
@@ -481,6 +477,15 @@ def _run_host(plan: Plan, site: Site | None, told: HostReport, early: EarlyBulle
         if site is not None:  # in simulation the coordinator can read the peers' journals
             told.evaluations = _evaluations(plan)
     return {"outcomes": plain(outcomes)}
+
+
+def _shared_facts(learning: LearningConfig, n: int, pooled: str) -> dict[str, str]:
+    """Return what must be the same on all nodes of a simulation's cluster, by name."""
+    if learning.problem:
+        return versions() | {"model digest": plugged(learning, n, None).model_digest}
+    return versions() | {
+        "the digest of the training images": holdings(learning, n, pooled, None).dealt_digest
+    }
 
 
 def _evaluations(plan: Plan) -> list[Report]:

@@ -39,7 +39,14 @@ _END = 10.0
 """Seconds that the thread has to end."""
 
 
-def listen(stack: contextlib.ExitStack, run: Run, hears: Access, progress: Progress, office: Office) -> str:
+def listen(
+    stack: contextlib.ExitStack,
+    run: Run,
+    hears: Access,
+    progress: Progress,
+    office: Office,
+    among_nodes: str = "",
+) -> str:
     """Listen to the peers' progress until ``stack`` is closed.
 
     Parameters
@@ -54,6 +61,8 @@ def listen(stack: contextlib.ExitStack, run: Run, hears: Access, progress: Progr
         Gets the evaluations, and gives out their lines.
     office : Office
         Gets all reports, for the bulletin.
+    among_nodes : str
+        The address to listen at for the hosts of a simulation on several nodes; default empty: a Unix socket.
 
     Returns
     -------
@@ -95,10 +104,11 @@ def listen(stack: contextlib.ExitStack, run: Run, hears: Access, progress: Progr
             )
         )
 
-    own_socket = unix_address(f"{run.id}-observer", 0)
+    own_socket = among_nodes or unix_address(f"{run.id}-observer", 0)
     where = run.config.runtime.observer_address if run.deployed else own_socket
+    insecure = hears.insecure or bool(among_nodes)
     try:
-        server = ObserverServer(where, on_report, credentials=hears.credentials, insecure=hears.insecure)
+        server = ObserverServer(where, on_report, credentials=hears.credentials, insecure=insecure)
         return stack.enter_context(server).address
     except P2PFTError as error:
         log.warning("no progress will be shown while the peers train: %s", error)

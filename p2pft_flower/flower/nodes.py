@@ -159,6 +159,11 @@ def collect(
     return replies
 
 
+def machine_of(message: Message) -> str:
+    """Return the machine of a reply's sender, if it says so; else an empty text."""
+    return printable(str(messages.unpack(message).get("sender", {}).get("machine", "")))
+
+
 def body_of(message: Message, who: str) -> dict[str, Any]:
     """Return the ``ok`` of a reply.
 

@@ -19,6 +19,7 @@ from p2pft_flower.algorithms.objective import peer_weights
 from p2pft_flower.errors import Cause, listed
 from p2pft_flower.facts import GraphName, RunFacts
 from p2pft_flower.flower import messages, nodes
+from p2pft_flower.flower.cluster import Register
 from p2pft_flower.flower.ending import STOPPED, ResultsOnce
 from p2pft_flower.flower.hearing import Looking, listen
 from p2pft_flower.flower.messages import HostReport
@@ -95,7 +96,9 @@ def run_peers(
     parent = os.getppid()
     with contextlib.ExitStack() as stack:
         office = stack.enter_context(Office.of(run))
-        address = "" if hears is None else listen(stack, run, hears, progress, office)
+        hosts = () if run.deployed else [host.peers for host in run.hosts]
+        register = stack.enter_context(Register(run.id, hosts, run.folder))
+        address = "" if hears is None else listen(stack, run, hears, progress, office, register.observer)
         key, look_key = new_key(), new_key()
 
         def stop(number: signal.Signals) -> bool:
@@ -115,7 +118,7 @@ def run_peers(
                 if own is not None or not run.certified:  # else no peer would let the coordinator in
                     stack.enter_context(Looking(run, look_key, own, progress, office))
             keys = (digest_of(key), digest_of(look_key)) if run.deployed else ("", "")
-            told = _train(grid, run, address, *keys)
+            told = _train(grid, run, register, address, *keys)
     others = [heard.report for heard in told.heard.values() if heard.report is not None]
     for evaluation in [*told.evaluations, *others, *_on_this_machine(run)]:
         progress.fill(evaluation)
@@ -259,7 +262,9 @@ class _Told(NamedTuple):
     """Peers of each host that failed by itself after all had done all iterations, and the host's failure."""
 
 
-def _train(grid: Grid, run: Run, observer: str, stop_digest: str, look_digest: str) -> _Told:
+def _train(
+    grid: Grid, run: Run, register: Register, observer: str, stop_digest: str, look_digest: str
+) -> _Told:
     """Run every host's peers, and return the content of the hosts' replies.
 
     Raises
@@ -269,7 +274,7 @@ def _train(grid: Grid, run: Run, observer: str, stop_digest: str, look_digest: s
     """
     sent = []
     for host in run.hosts:
-        plan = _host_plan(run, host, observer, stop_digest, look_digest)
+        plan = replace(_host_plan(run, host, observer, stop_digest, look_digest), register=register.name)
         message = Message(
             messages.pack({"plan": plan.to_json()}),
             dst_node_id=host.node,
@@ -287,6 +292,7 @@ def _train(grid: Grid, run: Run, observer: str, stop_digest: str, look_digest: s
         grace=grace,
         ends=ends,
         needless=partial(_lost_hosts, run),
+        tell=register.tell,
     )
     outcomes: dict[int, Outcome] = {}
     reports: dict[int, HostReport] = {}
@@ -298,6 +304,8 @@ def _train(grid: Grid, run: Run, observer: str, stop_digest: str, look_digest: s
             continue
         if (report := _report(replies[host.node], who)) is not None:
             reports[host.node] = report
+            if not run.deployed and (machine := nodes.machine_of(replies[host.node])):
+                who += f" on {machine}"
         try:
             facts = nodes.body_of(replies[host.node], who)
         except RunFailedError as failure:

@@ -61,6 +61,8 @@ class Access:
         Whether plain text may leave this machine.
     bind_address : str
         The address that the host's one peer listens on, if its neighbours connect to another one; else empty.
+    also : str
+        A further address that the host's peers listen on, for hosts of other machines; empty: there is none.
 
     Raises
     ------
@@ -71,6 +73,7 @@ class Access:
     credentials: Credentials | None = None
     insecure: bool = False
     bind_address: str = ""
+    also: str = ""
 
     def __post_init__(self) -> None:
         if self.credentials is not None and self.insecure:
@@ -158,6 +161,7 @@ class Wires:
             self.server = PeerServer(
                 session.inbox,
                 {peer: access.bind_address or plan.addresses[peer] for peer in sorted(local)},
+                also=access.also,
                 out_edges=session.leaving,
                 on_hello=on_hello,
                 on_stop=on_stop,
@@ -204,7 +208,8 @@ class Wires:
     def _agree(self, plan: Plan, credentials: Credentials | None, joining: bool) -> Agreement:
         config = plan.config.runtime
         # A peer that a simulation loses does not come back.
-        local = all(parse_address(plan.addresses[p]).path is not None for p in plan.loss_weights)
+        sockets = all(parse_address(plan.addresses[p]).path is not None for p in plan.loss_weights)
+        local = sockets or bool(plan.register)
         patience = min(config.rejoin_deadline, 4 * config.peer_timeout) if local else config.rejoin_deadline
         waits = config.on_failure == "wait"
         own = tuple(p.peer for p in plan.peers)

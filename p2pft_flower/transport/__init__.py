@@ -20,7 +20,7 @@ from p2pft_flower.transport.stops import COORDINATOR_CERTIFICATES, digest_of, ne
 from p2pft_flower.transport.traffic import Carried
 from p2pft_flower.transport.trust.signatures import MOST_CERTIFICATES, Signatures
 from p2pft_flower.transport.trust.tls import TLS13_ENVIRONMENT, Credentials
-from p2pft_flower.transport.wire.addresses import parse_address, unix_address
+from p2pft_flower.transport.wire.addresses import parse_address, tcp_address, unix_address
 from p2pft_flower.transport.wire.errors import (
     BindError,
     EdgeBrokenError,
@@ -102,5 +102,6 @@ __all__ = [
     "new_key",
     "parse_address",
     "stop_run",
+    "tcp_address",
     "unix_address",
 ]

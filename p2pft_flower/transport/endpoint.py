@@ -296,6 +296,8 @@ class Listener:
         raise.
     addresses : mapping of int to str
         Peer to address; port 0 lets the system choose one.
+    also : str
+        A further address at which all of these peers are reached; default empty: there is none.
     max_message : int
         Bytes of the largest request; a larger one is refused before it is received.
     max_calls : int
@@ -327,6 +329,7 @@ class Listener:
         methods: Mapping[str, Answer],
         addresses: Mapping[int, str],
         *,
+        also: str = "",
         max_message: int = 0,
         max_calls: int,
         max_connections: int,
@@ -352,22 +355,26 @@ class Listener:
         )
         self._server: grpc.aio.Server | None = None
         try:
-            tasks.run(self._open, addresses, credentials, insecure)
+            tasks.run(self._open, addresses, also, credentials, insecure)
         except BaseException:
             self.close(0)
             raise
 
     async def _open(
-        self, addresses: Mapping[int, str], credentials: Credentials | None, insecure: bool
+        self, addresses: Mapping[int, str], also: str, credentials: Credentials | None, insecure: bool
     ) -> None:
-        self._server = grpc.aio.server(options=self._options)
-        self._server.add_generic_rpc_handlers((self._handlers,))
-        for peer, text in sorted(addresses.items()):
+        self._server = server = grpc.aio.server(options=self._options)
+        server.add_generic_rpc_handlers((self._handlers,))
+
+        def bind(peer: int, text: str) -> str:
             address = parse_address(text)
             if credentials is None:
                 _plain_text_allowed(address, insecure)
-            tls = None if address.path is not None else credentials
-            self.bound_addresses[peer] = self._bind(self._server, peer, address, tls)
+            return self._bind(server, peer, address, None if address.path is not None else credentials)
+
+        self.bound_addresses |= {peer: bind(peer, text) for peer, text in sorted(addresses.items())}
+        if also:
+            bind(min(addresses), also)
         await self._server.start()
 
     def _bind(

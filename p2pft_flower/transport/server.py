@@ -41,6 +41,8 @@ class PeerServer(Closing):
         The mailbox for payloads; neighbours are held to its terms and in-edges, until `install`.
     addresses : mapping of int to str
         Local peer to the address it listens on; port 0 lets the system choose one.
+    also : str
+        A further address that all of them listen on; default empty: there is none.
     out_edges : iterable of (int, int)
         (local sender, remote receiver): these receivers are neighbours too and may say hello and stop.
     on_hello : callable, optional
@@ -94,6 +96,7 @@ class PeerServer(Closing):
         mailbox: Mailbox,
         addresses: Mapping[int, str],
         *,
+        also: str = "",
         out_edges: Iterable[Edge] = (),
         on_hello: Callable[[pb.Hello], pb.Reply | None] | None = None,
         on_stop: Callable[[pb.Stop], None] | None = None,
@@ -144,6 +147,7 @@ class PeerServer(Closing):
             EXCHANGE,
             self._methods(),
             addresses,
+            also=also,
             max_message=max(mailbox.terms.largest, gossip),
             max_calls=2 * edges + 2 * callers + 8,
             # Two from each caller (payloads, gossip), two that take their place when they broke, and some

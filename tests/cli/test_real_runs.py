@@ -66,6 +66,7 @@ def test_sixteen_peers_finish_whatever_proxies_the_environment_names_and_leave_n
     """SuperLink, command line and simulation talk HTTP to each other, on this machine."""
     proxies = {"http_proxy": PROXY, "HTTPS_PROXY": PROXY, "ALL_PROXY": "socks5://127.0.0.1:9"}
     env = {name: value for name, value in env.items() if name.lower() != "no_proxy"} | proxies
+    env["RAY_ADDRESS"] = "127.0.0.1:9"  # of a cluster that this run is not for
     before = sockets()
     words = ("topology=exponential:16", f"problem={QUADRATICS}", "iterations=3", "--out", "out")
     done = p2pft(env, "run", *words, cwd=tmp_path)

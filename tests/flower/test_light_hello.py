@@ -10,19 +10,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from flwr.app import Message
+from flwr.supercore.task_identity import TaskIdentity
 from PIL import Image
 from safetensors.torch import save_file
 
-from p2pft_flower.config import LearningConfig
+from p2pft_flower.config import LearningConfig, config_keys
 from p2pft_flower.errors import DataError
-from p2pft_flower.flower import client
+from p2pft_flower.flower import client, messages
 from p2pft_flower.flower.nodes import RunFailedError
 from p2pft_flower.lab.ports import free_ports
 from p2pft_flower.learning.model.model_facts import light_digest, model_facts
 from p2pft_flower.learning.model.models import create_model
 from tests.learning.data.test_torchvision_sets import write_cifar, write_flowers, write_pets
+from tests.quadratics import QUADRATICS
 
-from .engine import run_app
+from .engine import Engine, run_app
 
 HEAVY = ("torch", "timm", "torchvision", "matplotlib")
 
@@ -234,3 +237,22 @@ def test_models_of_peers_that_never_meet_are_built_and_compared_first(settings, 
     )
     with pytest.raises(RunFailedError, match=r"model digest differs: peers \[1\] have digest-\(1,\)"):
         run_app(tmp_path / "out", **nodes, **settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "node", "begun"),
+    [({}, None, 1), ({"problem": QUADRATICS}, None, 0), ({}, {"peer-id": 0, "insecure": True}, 0)],
+)
+def test_a_simulations_process_imports_torch_while_it_holds_its_answer(settings, node, begun, monkeypatch):
+    calls = []
+    TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 1
+    monkeypatch.setattr(client, "import_meanwhile", lambda: calls.append(1))
+    site = node and {**node, "peer-address": "127.0.0.1:9000"}
+    config = {**config_keys(), **settings}
+    for hold in (0.0, 0.01):
+        body = {"config": config, "n": 4, "pooled": "", "hold": hold}
+        engine = Engine(1, 1, [site] if site else None)
+        (reply,) = engine.send_and_receive([Message(messages.pack(body), 1000, messages.HELLO)])
+        engine.close()
+        assert "ok" in messages.unpack(reply)
+        assert len(calls) == (begun if hold else 0)

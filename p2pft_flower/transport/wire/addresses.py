@@ -12,7 +12,7 @@ from pathlib import Path
 
 from p2pft_flower.errors import ConfigError
 
-__all__ = ["SOCKET_FOLDER_PREFIX", "Address", "parse_address", "unix_address"]
+__all__ = ["SOCKET_FOLDER_PREFIX", "Address", "parse_address", "tcp_address", "unix_address"]
 
 SOCKET_FOLDER_PREFIX = "p2pft-"
 """Folders whose names begin so are made (mode 0700) by the first server that needs them, and removed by the
@@ -86,6 +86,11 @@ def parse_address(text: str) -> Address:
             f"address {text!r} is neither 'unix:/path' nor 'host:port' (port 0 to 65535, IPv6 in brackets)"
         )
     return Address(None, match[1] or match[2], int(match[3]))
+
+
+def tcp_address(host: str, port: int) -> str:
+    """Return the address of a port of ``host``, a name or an IP address without brackets."""
+    return Address(None, host, port).target
 
 
 def unix_address(run: str, peer: int, folder: Path | None = None) -> str:
