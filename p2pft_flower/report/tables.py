@@ -26,6 +26,12 @@ __all__ = [
     "view_lines",
 ]
 
+ROWS_SHOWN = 64
+"""The most peers that all have a row in a run's table."""
+
+WORST_SHOWN = 16
+"""Rows of a table of more peers."""
+
 EDGES_SHOWN = 16
 """Most edges that a view's line lists; if a view has more, its line has their number alone."""
 
@@ -76,10 +82,16 @@ def samples_word(config: Mapping[str, Any]) -> str:
     return "samples" if of_others else "images"
 
 
+def _worst(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Return the rows of the peers with the lowest accuracy; those without any are last."""
+    scored = sorted(rows, key=lambda row: math.inf if row["accuracy"] is None else float(row["accuracy"]))
+    return scored[:WORST_SHOWN]
+
+
 def run_table(results: dict[str, Any]) -> str:
     """Return a run's table, a row for each peer, and lines on the whole run.
 
-    ``results`` is the content of results.json.
+    Of more than :data:`ROWS_SHOWN` peers those with the lowest accuracy have a row. ``results`` is the content of results.json.
     """
     name = f"{results['name']}: " if results.get("name") else ""
     title = f"{name}{results['algorithm']} on {results['graph']['name']}, seed {results['seed']}"
@@ -103,7 +115,8 @@ def run_table(results: dict[str, Any]) -> str:
         "evaluation",
     ):
         table.add_column(name, justify="left" if name == "classes" else "right", overflow="fold")
-    for peer in rows:
+    shown = _worst(rows) if len(rows) > ROWS_SHOWN else rows
+    for peer in shown:
         seconds = peer["seconds"]
         table.add_row(
             peer["name"],
@@ -121,6 +134,10 @@ def run_table(results: dict[str, Any]) -> str:
             ),
         )
     lines = [f"peer {row['name']}: {printable(row['state'])}" for row in partly]
+    if len(shown) < len(rows):
+        lines.insert(
+            0, f"the {len(shown)} of {len(rows)} peers with the lowest accuracy; results.json has all of them"
+        )
     if unfinished:
         lines.append(f"the lines below are about the other peers; sent by all: {human_bytes(sent(results))}")
     # A peer with a folder of its own is scored on the test images there.

@@ -17,6 +17,16 @@ def test_a_runs_title_says_random_weights_when_there_was_no_pre_training(weights
     assert ("RANDOM WEIGHTS" in title) == said
 
 
+def test_of_many_peers_the_worst_have_a_row_and_all_count():
+    scores = [0.5 + peer / 1000 for peer in range(100)]
+    table = run_table(results(accuracies=scores[50:] + scores[:50]))
+    rows = [line.split("│")[1].strip() for line in table.splitlines() if line.startswith("│")]
+    assert rows == [str(peer) for peer in range(50, 66)]
+    assert "the 16 of 100 peers with the lowest accuracy; results.json has all of them" in table
+    assert "min 0.5000, max 0.5990" in table
+    assert "lowest accuracy" not in run_table(results(accuracies=scores[:64]))
+
+
 def test_a_comparisons_title_says_random_weights_whoever_failed_beside_it():
     runs = [FAILED, results(config={"weights": "none"})]
     title = titled("p2pft, gt-dgd", runs)
