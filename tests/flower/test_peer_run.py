@@ -12,6 +12,7 @@ from msgspec import structs
 
 from p2pft_flower.errors import Cause
 from p2pft_flower.flower import messages, nodes, peer_run
+from p2pft_flower.flower.cluster import Register
 from p2pft_flower.flower.ending import ResultsOnce
 from p2pft_flower.flower.nodes import RunFailedError
 from p2pft_flower.host.hearsay import HeardOf
@@ -96,7 +97,7 @@ def failing(tmp_path, monkeypatch, *causes):
     }
     monkeypatch.setattr(peer_run, "Message", lambda *arguments, **more: None)  # Flower's wants a task
     monkeypatch.setattr(peer_run.nodes, "collect", lambda *arguments, **more: replies)
-    return peer_run._train(None, deployment(tmp_path), "", "", "").failure
+    return peer_run._train(None, deployment(tmp_path), Register("1", (), tmp_path), "", "", "").failure
 
 
 @pytest.mark.parametrize(
@@ -138,7 +139,7 @@ def test_a_stop_is_told_as_one_also_after_a_site_had_left_by_itself(tmp_path, mo
     )
     monkeypatch.setattr(peer_run, "Message", lambda *arguments, **more: None)
     monkeypatch.setattr(peer_run.nodes, "collect", lambda *_, **__: {100: stop, 101: stop, 102: own})
-    failure = peer_run._train(None, deployment(tmp_path), "", "", "").failure
+    failure = peer_run._train(None, deployment(tmp_path), Register("1", (), tmp_path), "", "", "").failure
     assert (failure.stopped, str(failure)) == (True, "peer 0: p2pft stop")
 
 
@@ -149,7 +150,7 @@ def test_a_stop_names_the_peer_that_was_stopped_once(tmp_path, monkeypatch):
     }
     monkeypatch.setattr(peer_run, "Message", lambda *arguments, **more: None)
     monkeypatch.setattr(peer_run.nodes, "collect", lambda *_, **__: stops)
-    failure = peer_run._train(None, deployment(tmp_path), "", "", "").failure
+    failure = peer_run._train(None, deployment(tmp_path), Register("1", (), tmp_path), "", "", "").failure
     assert str(failure) == "peer 0 stopped in iteration 7: p2pft stop"
 
 
