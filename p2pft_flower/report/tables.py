@@ -91,8 +91,8 @@ def _worst(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
 def run_table(results: dict[str, Any]) -> str:
     """Return a run's table, a row for each peer, and lines on the whole run.
 
-    Of more than :data:`ROWS_SHOWN` peers those with the lowest accuracy have a row. ``results`` is the content
-    of results.json.
+    Of more than :data:`ROWS_SHOWN` peers those with the lowest accuracy have a row. ``results`` is the
+    content of results.json.
     """
     name = f"{results['name']}: " if results.get("name") else ""
     title = f"{name}{results['algorithm']} on {results['graph']['name']}, seed {results['seed']}"
