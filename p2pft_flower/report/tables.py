@@ -88,6 +88,26 @@ def _worst(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     return scored[:WORST_SHOWN]
 
 
+def _cells(peer: Mapping[str, Any], *, private: bool, partly: bool) -> list[str]:
+    """Return the cells of one peer's row in the table of a run."""
+    seconds = peer["seconds"]
+    return [
+        peer["name"],
+        spans(peer["classes"]),
+        str(peer["images"]),
+        *([bound(peer["epsilon"])] if private else []),
+        *([number(peer["iterations"], "d")] if partly else []),
+        number(peer["accuracy"]),
+        number(peer["accuracy_unseen"]),
+        number(peer["loss"]),
+        human_bytes(peer["bytes_sent"]),
+        *(
+            f"{seconds[part]:.1f} s" if part in seconds else "–"
+            for part in ("gradient", "exchange", "evaluation")
+        ),
+    ]
+
+
 def run_table(results: dict[str, Any]) -> str:
     """Return a run's table, a row for each peer, and lines on the whole run.
 
@@ -118,22 +138,7 @@ def run_table(results: dict[str, Any]) -> str:
         table.add_column(name, justify="left" if name == "classes" else "right", overflow="fold")
     shown = _worst(rows) if len(rows) > ROWS_SHOWN else rows
     for peer in shown:
-        seconds = peer["seconds"]
-        table.add_row(
-            peer["name"],
-            spans(peer["classes"]),
-            str(peer["images"]),
-            *([bound(peer["epsilon"])] if private else []),
-            *([number(peer["iterations"], "d")] if partly else []),
-            number(peer["accuracy"]),
-            number(peer["accuracy_unseen"]),
-            number(peer["loss"]),
-            human_bytes(peer["bytes_sent"]),
-            *(
-                f"{seconds[part]:.1f} s" if part in seconds else "–"
-                for part in ("gradient", "exchange", "evaluation")
-            ),
-        )
+        table.add_row(*_cells(peer, private=private, partly=bool(partly)))
     lines = [f"peer {row['name']}: {printable(row['state'])}" for row in partly]
     if len(shown) < len(rows):
         lines.insert(
