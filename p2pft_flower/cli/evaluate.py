@@ -19,7 +19,7 @@ from p2pft_flower.errors import ConfigError, DataError, P2PFTError, printable
 from p2pft_flower.keeping.predictions import predictions_name, write_predictions
 from p2pft_flower.keeping.progress import EACH_PEER, scored
 from p2pft_flower.learning.data.scored_data import require_scored_data
-from p2pft_flower.report.class_tables import class_table, confusion_table, overall_line
+from p2pft_flower.report.class_tables import class_table, confusion_table, overall_line, print_classes
 from p2pft_flower.report.own_tails import is_own_tail, score_own_tail
 from p2pft_flower.report.tables import RANDOM_WEIGHTS, number, samples_word
 from p2pft_flower.typed import plain
@@ -143,7 +143,7 @@ def _show(scores: list[dict[str, Any]], *, by_class: bool) -> None:
             if s["weights"] is not None:
                 console.print(Text(printable(overall_line(s, what))))
             if s["class_scores"] and by_class:
-                console.print(class_table(s, what))
+                print_classes(console, class_table(s, what))
                 console.print(confusion_table(s))
 
 

@@ -253,7 +253,7 @@ def settings_of_resumed(values: Mapping[str, Any], *, simulated: bool) -> dict[s
         if simulated:
             raise ConfigError(
                 f"resume = {values['resume']!r}: there is no checkpoint in good state in {folder}; give the "
-                "id of a run in P2PFT_HOME, or its folder"
+                "id or name of a run in P2PFT_HOME, or the folder of one that has its own (--out)"
             )
         return dict(values)
     earlier = about.config

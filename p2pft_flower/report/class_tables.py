@@ -6,16 +6,28 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from p2pft_flower.errors import printable
 from p2pft_flower.report.tables import number
 
-__all__ = ["MATRIX", "class_table", "confusion_table", "overall_line"]
+__all__ = ["MATRIX", "class_table", "confusion_table", "overall_line", "print_classes"]
 
 MATRIX = 12
 """The most classes of which a confusion matrix is shown; JSON has it of any number."""
+
+_BETWEEN = 2
+"""Blanks before a column of a table of classes."""
+
+_ENDS = "0.000 to"
+"""The first line of an interval that takes two."""
+
+_NAME = 8
+"""The most characters of a class's name that one line has in any case."""
+
+_SHARE = "0.0000"
 
 _RANKED = (("AUROC", "macro_auroc"), ("AP", "macro_average_precision"))
 
@@ -59,9 +71,13 @@ def class_table(score: Mapping[str, Any], what: str) -> Table:
     """
     classes, ends = score["class_scores"]["classes"], score["intervals"] or {}
     table = Table(title=f"peer {score['peer']}, each class", box=SIMPLE_HEAD, padding=(0, 0, 0, 1))
-    table.add_column("class", overflow="fold")
+    longest = max((len(printable(name)) for name in classes["names"]), default=0)
+    table.add_column("class", overflow="fold", min_width=min(longest, _NAME))
     for name in (what, "recall", "specificity", "precision", "AUROC", "AP", "taken"):
-        table.add_column(name, justify="right", min_width=len(name))
+        least = {"recall": _ENDS, "AUROC": _ENDS} if ends else {}
+        # In few columns long names and intervals take more lines.
+        width = max(len(name), len(least.get(name, "" if name in (what, "taken") else _SHARE)))
+        table.add_column(name, justify="right", min_width=width, no_wrap=name not in least)
     for k, name in enumerate(classes["names"]):
         table.add_row(
             Text(printable(name), overflow="fold"),
@@ -74,6 +90,14 @@ def class_table(score: Mapping[str, Any], what: str) -> Table:
             str(classes["answers"][k]),
         )
     return table
+
+
+def print_classes(console: Console, table: Table) -> None:
+    """Print a :func:`class_table` without cutting a number off; on a narrow console its lines are longer."""
+    needed = sum((column.min_width or 0) + _BETWEEN for column in table.columns) + 1
+    if needed > console.width:
+        table.width = needed
+    console.print(table, crop=False)
 
 
 def confusion_table(score: Mapping[str, Any]) -> Table | str:

@@ -96,7 +96,10 @@ def resolve_by(spec: str, n: int, columns: Columns) -> str:
     counts = Counter(str(value) for value in columns[name])
     told = some_names([f"{value or '(empty)'} ({counts[value]} images)" for value in in_order(counts)])
     if counts[""]:
-        raise DataError(f"partition = {spec!r}: the column has no value for some training images: {told}")
+        raise DataError(
+            f"partition = {spec!r}: the column has no value for some training images: {told}; give each one, "
+            "or remove these images"
+        )
     alike = look_alikes(counts)
     if len(counts) != n:
         unseen = f"; {'; '.join(alike)}" if alike else ""

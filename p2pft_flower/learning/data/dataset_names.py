@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from difflib import get_close_matches
 from pathlib import Path
 
 from p2pft_flower.errors import ConfigError, DataError, did_you_mean
@@ -96,7 +97,10 @@ def check_dataset_name(name: str) -> None:
         return
     within = [k for k in known if name.rstrip("s") in k] if len(name) > 2 else []
     nearest = did_you_mean(name, known, 2) or (f"; did you mean {within[0]!r}?" if len(within) == 1 else "")
-    if Path(name).is_dir():
+    kind, colon, place = name.partition(":")
+    if colon and (meant := get_close_matches(kind + colon, _OURS, n=1)):
+        nearest = f"; did you mean {meant[0] + place!r}?"
+    elif Path(name).is_dir():
         nearest = f"; did you mean 'folder:{name}'?"
     elif Path(name).suffix in SUFFIXES:
         nearest = f"; did you mean 'features:{name}'?"

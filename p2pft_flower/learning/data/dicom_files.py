@@ -297,11 +297,13 @@ def _remedy(head: Any) -> str:
 
     def found() -> str:
         syntax = head.file_meta.TransferSyntaxUID
-        missing = get_decoder(syntax).missing_dependencies if syntax.is_encapsulated else []
-        ways = "; or ".join(missing)
-        return (
-            f": it is {syntax.name}, which a plug-in of pydicom reads; install one: {ways}" if missing else ""
-        )
+        decoder = get_decoder(syntax) if syntax.is_encapsulated else None
+        if decoder is None or not decoder.missing_dependencies:
+            return ""
+        ways = "; or ".join(decoder.missing_dependencies)
+        if decoder.is_available:  # one that is here may read some of the compression's forms only
+            return f": it is {syntax.name}, and damaged, or in need of another plug-in of pydicom: {ways}"
+        return f": it is {syntax.name}, which a plug-in of pydicom reads; install one: {ways}"
 
     return _told(found, "a DICOM file of a compression that nothing here reads")
 

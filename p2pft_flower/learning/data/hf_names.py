@@ -67,7 +67,7 @@ def read_hf_name(dataset: str) -> HfName:
             "by:COLUMN by a column of it; a folder for each peer is folder:/path-{peer}"
         )
     if not local and not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", place, re.ASCII):
-        raise ConfigError(f"dataset = {dataset!r}: give {_FORM}; a folder's path is absolute")
+        raise ConfigError(f"dataset = {dataset!r}: give {_FORM}; a folder's path is absolute{_meant(place)}")
     try:
         given = parse_qsl(query, strict_parsing=True, keep_blank_values=True) if mark else []
     except ValueError as error:
@@ -160,4 +160,11 @@ def require_hf(dataset: str, *, download: bool) -> None:
         raise DataError(
             f"dataset = {dataset!r}: the hub's dataset {name.place} is in no cache of this machine; set "
             "download = true, or, without a network, copy a folder of it here and give dataset = hf:/folder"
+            f"{_meant(name.place)}"
         )
+
+
+def _meant(place: str) -> str:
+    """Return the end of a message that gives a folder's absolute path, if ``place`` is one from here."""
+    folder = Path(place)
+    return f"; did you mean {HF + str(folder.resolve())!r}?" if folder.is_dir() else ""

@@ -55,9 +55,13 @@ def hf_dataset(dataset: str, *, download: bool = False) -> Dataset:
     tables = _tables(dataset, name, _folder(dataset, name))
     missing = [part for part in (name.train, name.test) if part not in tables]
     if missing:
+        others = (
+            f", but {some_names([*tables])}: name others, as {_with(dataset, 'test=validation')}, or"
+            if any(tables)
+            else ", as it is one table without splits:"
+        )
         raise DataError(
-            f"dataset = {dataset!r}: it has no split {' or '.join(missing)}, but {some_names([*tables])}: "
-            f"name others, as {_with(dataset, 'test=validation')}, or make a folder with both: "
+            f"dataset = {dataset!r}: it has no split {' or '.join(missing)}{others} make a folder with both: "
             "train_test_split(0.2).save_to_disk(FOLDER)"
         )
     train, test = tables[name.train], tables[name.test]

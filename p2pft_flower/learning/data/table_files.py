@@ -150,7 +150,8 @@ def read_table(path: str) -> Table:
     DataError
         When the table is missing, is no such file, lacks a column, or has a row with another number of cells,
         no label where each image has one, an empty name among several, or a split that is neither train nor
-        test; the message names file and line.
+        test, or when only a column of another name says which rows are for the test; the message names file
+        and line.
     """
     file = require_table_file(path)
     rows = _Rows(file, _text(file))
@@ -167,6 +168,11 @@ def read_table(path: str) -> Table:
             "class, or remove the rows"
         )
     test = [False] * len(lines)
+    if not split and (meant := _split_by_another_name(columns, label)):
+        raise DataError(
+            f"{file}, line 1: no column {' or '.join(SPLITS)}, so all rows would be for training, but column "
+            f"{printable(meant)!r} says train and test: rename it to {SPLITS[0]}, or remove it"
+        )
     if split:
         test = [_is_test(file, line, split, word) for line, word in zip(lines, columns[split], strict=True)]
     labels = [
@@ -294,15 +300,28 @@ def _names(file: Path, line: int, cell: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(names))
 
 
+def _split_by_another_name(columns: Mapping[str, Sequence[str]], label: str) -> str:
+    """Return the first column whose cells are a split's words, some of them test; empty if there is none."""
+    for name, cells in columns.items():
+        words = {cell.lower() for cell in cells}
+        rest = words - {*TRAIN, *TEST, ""}
+        if name not in (IMAGE, label) and words & {*TEST} and all(map(_is_held_out, rest)):
+            return name
+    return ""
+
+
+def _is_held_out(word: str) -> bool:
+    return word.lower().startswith("val") or word.lower() == "dev"
+
+
 def _is_test(file: Path, line: int, column: str, word: str) -> bool:
     if word.lower() in TEST:
         return True
     if word.lower() in TRAIN:
         return False
-    held_out = word.lower().startswith("val") or word.lower() == "dev"
     remedy = (
         "; rename it to one of these, or remove the rows: validation = 0.1 holds out training images itself"
-        if held_out
+        if _is_held_out(word)
         else ""
     )
     raise DataError(

@@ -18,7 +18,7 @@ from p2pft_flower.learning.data.images import picture_suffixes
 from p2pft_flower.learning.data.label_arrays import SEPARATOR
 from p2pft_flower.learning.data.names import differing_unseen, in_order, look_alikes, some_names
 from p2pft_flower.learning.data.splits import Dataset, Split
-from p2pft_flower.learning.data.table_files import FRAME, Table, read_table
+from p2pft_flower.learning.data.table_files import FRAME, SEVERAL, Table, read_table
 
 __all__ = ["table"]
 
@@ -75,13 +75,24 @@ def table(
         what = (
             f"{rows.split} = test in no row" if rows.split else "no column split, so no row is for the test"
         )
-        raise DataError(
-            f"{rows.file}: {what}; mark some rows test in a column split, or hold out training images by "
-            "validation = 0.2"
-        )
+        held_out = ", or hold out training images by validation = 0.2" if known is None else ""
+        raise DataError(f"{rows.file}: {what}; mark some rows test in a column split{held_out}")
     classes = tuple(known) if known is not None and tested_only else rows.classes
     for alike in look_alikes(classes):
-        log.warning("%s: the names of the classes %s", rows.file, alike)
+        log.warning(
+            "%s: the names of the classes %s, and each is a class of its own: write them alike if they mean "
+            "one",
+            rows.file,
+            alike,
+        )
+    if rows.several and not tested_only and all(len(names) == 1 for names in rows.labels):
+        log.warning(
+            "%s: column %s has one name in each row, as if each image had one class: if so, call the column "
+            "label; several names have %s between them",
+            rows.file,
+            SEVERAL,
+            SEPARATOR,
+        )
     if tested_only:
         _check_known(rows, classes)
     _check_labels(rows, classes, site=site and not tested_only)

@@ -13,6 +13,7 @@ import pydicom
 import pytest
 from pydicom.data import get_testdata_file
 from pydicom.dataset import Dataset
+from pydicom.encaps import encapsulate, generate_frames
 from pydicom.pixels import apply_modality_lut, apply_voi_lut, pixel_array
 from pydicom.sequence import Sequence
 
@@ -203,6 +204,14 @@ def truncated(path):
     path.write_bytes(own_file("MR_small.dcm").read_bytes()[:5000])
 
 
+def of_harmed_jpeg_2000(path):
+    """Of a compression that is read here: to install a plug-in would be the wrong advice."""
+    name = "examples_jpeg2k.dcm"
+    frame = next(generate_frames(pydicom.dcmread(own_file(name)).PixelData, number_of_frames=1))
+    harmed = encapsulate([frame[:40] + bytes(len(frame) - 40)])
+    written(path, lambda held: setattr(held, "PixelData", harmed), name)
+
+
 def of_shifted_bits(path):
     written(path, lambda held: (setattr(held, "BitsStored", 12), setattr(held, "HighBit", 15)))
 
@@ -228,7 +237,8 @@ REFUSED = {
     r"pydicom reads; install one: .*pyjpegls",
     of_frames(
         "JPGExtended.dcm"
-    ): r".*it is JPEG Extended .*, which a plug-in of pydicom reads; install one: gdcm",
+    ): r".*it is JPEG Extended .*, and damaged, or in need of another plug-in of pydicom: .*gdcm",
+    of_harmed_jpeg_2000: r".*it is JPEG 2000 .*, and damaged, or in need of another plug-in of pydicom: ",
 }
 
 

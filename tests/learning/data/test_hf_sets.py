@@ -156,8 +156,23 @@ def test_a_missing_split_is_told_with_those_that_are_there_and_another_can_be_na
     ):
         load_dataset(f"{two_subsets(tmp_path / 'subsets')}?subset=fine")
     table(9).save_to_disk(str(tmp_path / "one"))
-    with pytest.raises(DataError, match=r"has no split train or test.*train_test_split\(0.2\).save_to_disk"):
+    with pytest.raises(
+        DataError, match=r"has no split train or test, as it is one table without splits: make a folder with"
+    ):
         load_dataset(f"hf:{tmp_path / 'one'}")
+
+
+def test_a_folders_relative_path_is_answered_by_its_absolute_one(tmp_path, monkeypatch):
+    """Without a slash in front it is a name of the hub."""
+    (tmp_path / "data" / "birds").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    absolute = re.escape(f"did you mean 'hf:{tmp_path / 'data' / 'birds'}'?")
+    with pytest.raises(DataError, match=f"in no cache of this machine; .*{absolute}"):
+        load_dataset("hf:data/birds")
+    with pytest.raises(ConfigError, match=f"a folder's path is absolute; {absolute}"):
+        load_dataset("hf:./data/birds")
+    with pytest.raises(DataError, match=r"give dataset = hf:/folder$"):
+        load_dataset("hf:data/bees")
 
 
 def two_subsets(root):

@@ -31,6 +31,9 @@ ROWS = [
 HEADER = "image,label,split,center"
 
 
+NO_SPLIT = [row.replace("train", "left").replace("test", "right") for row in ROWS]
+
+
 def paint(folder, names):
     rng = np.random.default_rng(0)
     for name in names:
@@ -178,7 +181,12 @@ FAULTS = {
         "line 13: a test row of class 'Dog', which no training row has; it differs from 'dog' only in case",
     ),
     "no test": ([row.replace("test", "train") for row in ROWS], HEADER, "split = test in no row; mark some"),
-    "no split": (ROWS, "image,label,part,center", "no column split, so no row is for the test"),
+    "no split": (NO_SPLIT, "image,label,part,center", "no column split, so no row is for the test"),
+    "a split by another name": (
+        changed(3, "images/cat-1.png,cat,Valid,south"),
+        "image,label,subset,center",
+        "line 1: no column split or fold, .* column 'subset' says train and test: rename it to split, or rem",
+    ),
     "no training": (
         [row.replace("train", "test") for row in ROWS],
         HEADER,
@@ -192,6 +200,36 @@ def test_a_fault_of_a_table_is_told_with_file_and_line(fault, labels):
     rows, header, message = FAULTS[fault]
     with pytest.raises(DataError, match=f"labels.csv.*{message}"):
         read(write(labels.parent, rows, header))
+
+
+def test_test_rows_of_a_misspelt_column_are_not_trained_on(labels, tmp_path):
+    """With validation, and of one peer, a table needs no test rows, so nothing else would tell of them."""
+    write(labels.parent, ROWS, "image,label,spilt,center")
+    with pytest.raises(DataError, match="column 'spilt' says train and test: rename it to split"):
+        Holdings(LearningConfig(dataset=f"table:{labels}", validation=0.25, partition="iid"), n=2).data(0)
+    paint(tmp_path / "site-0", [row.split(",")[0] for row in ROWS])
+    write(tmp_path / "site-0", header="image,label,spilt,center", name="0.csv")
+    with pytest.raises(DataError, match="column 'spilt' says train and test: rename it to split"):
+        load_sites(f"table:{tmp_path}/site-{{peer}}/{{peer}}.csv", [0])
+
+
+def test_classes_that_only_look_alike_are_told_to_be_several(labels, caplog):
+    rows = [row.replace(",cat,", ",01,").replace(",dog,", ",1,") for row in ROWS]
+    assert read(write(labels.parent, rows)).classes == ("01", "1")
+    assert "'01' and '1' differ only in the way in which a number is written, and each is a" in caplog.text
+
+
+def test_a_column_of_several_labels_with_one_name_in_each_row_is_told(labels, caplog):
+    """It may have another separator, or be of images of one class each, which another loss trains."""
+    said = "column labels has one name in each row"
+    several = [ROWS[0].replace(",cat,", ",cat|dog,"), *ROWS[1:]]
+    none = [ROWS[0].replace(",cat,", ",,"), *ROWS[1:]]
+    for rows in (several, none):
+        read(write(labels.parent, rows, "image,labels,split,center"))
+        assert said not in caplog.text
+    commas = [row.replace(",cat,", ",cat; dog,") for row in ROWS]
+    read(write(labels.parent, commas, "image,labels,split,center"))
+    assert f"{said}, as if each image had one class: if so, call the column label; several" in caplog.text
 
 
 def test_little_is_told_of_a_file_that_is_no_table(tmp_path):
@@ -227,6 +265,8 @@ def test_a_missing_table_and_a_folder_are_refused(tmp_path):
         read(tmp_path)
     with pytest.raises(ConfigError, match=r"is unknown; .* did you mean 'table:labels.csv'"):
         load_dataset("labels.csv")
+    with pytest.raises(ConfigError, match=r"is unknown; .* did you mean 'table:/data/labels.csv'"):
+        load_dataset("tabel:/data/labels.csv")
 
 
 def test_bad_images_of_a_table_are_refused_or_skipped_missing_ones_too(labels, caplog):
@@ -271,7 +311,7 @@ def test_deep_and_turned_images_of_a_table_become_what_those_of_folders_become(l
 
 
 def test_training_rows_can_be_held_out_where_a_table_has_no_test(labels):
-    write(labels.parent, ROWS, "image,label,part,center")
+    write(labels.parent, NO_SPLIT, "image,label,part,center")
     held = Holdings(LearningConfig(dataset=f"table:{labels}", validation=0.25, partition="by:center"), n=2)
     assert len(held.test_positions) == 4  # a quarter of six of each class is 1.5, rounded to two
     assert sum(map(len, held.shares)) == 8
