@@ -119,8 +119,8 @@ class InFull(Protocol):
         ...
 
     @property
-    def predictions(self) -> Iterator[Sequence[str]]:
-        """The rows of a table of the answers, the header first."""
+    def predictions(self) -> Iterator[Sequence[str]] | None:
+        """The rows of a table of the answers, the header first; None of a problem without classes."""
         ...
 
 
@@ -129,7 +129,7 @@ class _Plain(NamedTuple):
 
     score: Score
     class_scores: ClassScores | None = None
-    predictions: Iterator[Sequence[str]] = iter(())
+    predictions: Iterator[Sequence[str]] | None = None
 
 
 def evaluations(

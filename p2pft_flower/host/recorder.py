@@ -268,7 +268,7 @@ class Recorder:
                 self._scores[peer] = one.score
                 if full:
                     self._class_scores[peer] = one.class_scores
-                if full and self._plan.config.runtime.predictions:
+                if one.predictions is not None and full and self._plan.config.runtime.predictions:
                     self._journals[peer].save_predictions(one.predictions)
             self.share_seconds(some, "evaluation", time.perf_counter() - begin)
             yield from some

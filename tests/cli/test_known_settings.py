@@ -424,7 +424,7 @@ def test_a_table_refuses_what_is_wrong_in_its_last_row_before_it_looks_at_the_fi
 def test_the_same_out_is_used_after_a_wrong_setting_and_after_a_run_that_did_not_begin(
     here, flower, monkeypatch
 ):
-    monkeypatch.setattr("p2pft_flower.cli.run.local_superlink", lambda: contextlib.nullcontext({}))
+    monkeypatch.setattr("p2pft_flower.cli.run.local_superlink", lambda _: contextlib.nullcontext({}))
 
     def run(*words):
         return CliRunner().invoke(app, ["run", *words, "algorithm=p2pft", "seed=0", "--out", "out"])
