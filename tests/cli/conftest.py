@@ -21,7 +21,7 @@ class StandIn:
         self.errors: dict[str, BaseException | str] = {}
         """By method: a text fails the run as the app does, an exception is raised."""
 
-    def __call__(self, values, *, connection, environment, supernodes, show, verbose=False):
+    def __call__(self, values, *, connection, environment, federation, show, verbose=False):
         self.asked.append(dict(values))
         folder, method = Path(values["output-dir"]), values["algorithm"]
         (folder / "peers").mkdir(parents=True)
