@@ -18,7 +18,7 @@ from tests.report.made_up import results
 @pytest.fixture(autouse=True)
 def home(tmp_path, monkeypatch):
     monkeypatch.setenv("P2PFT_HOME", str(tmp_path / "home"))
-    monkeypatch.setattr("p2pft_flower.cli.run.local_superlink", lambda: contextlib.nullcontext({}))
+    monkeypatch.setattr("p2pft_flower.cli.run.local_superlink", lambda _: contextlib.nullcontext({}))
     return tmp_path / "home"
 
 

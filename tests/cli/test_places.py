@@ -106,7 +106,7 @@ def test_a_user_without_a_home_is_told_which_variable_to_set(unset, quiet, monke
 
 
 def test_the_cache_alone_is_refused_and_is_not_needed_by_all_runs(quiet, monkeypatch, flower):
-    monkeypatch.setattr("p2pft_flower.cli.run.local_superlink", lambda: contextlib.nullcontext({}))
+    monkeypatch.setattr("p2pft_flower.cli.run.local_superlink", lambda _: contextlib.nullcontext({}))
     (quiet / "home").mkdir()
     (quiet / "home" / "cache").write_text("no folder")
     refused(["run", "--out", "o"], "set P2PFT_HOME to", "or cache = false", before=quiet)

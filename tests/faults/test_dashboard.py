@@ -38,7 +38,7 @@ def test_a_killed_peer_is_shown_lost_and_back_and_the_page_keeps_the_end(browser
             text(page, "#risk-text", "peer 3 is gone: 5 of 6 peers go on")
             text(page, "#training", "5")
             peers.start_again(3, SLOW)
-            text(page, "#events", "peer 3 has come back after")
+            text(page, "#events", "peer 3 has come back, ")
             page.locator('#graph [data-peer="3"]:not([data-state="lost"])').wait_for()
             text(page, "#training", "6")
             peers.hurry(*peers.peers)
@@ -47,5 +47,5 @@ def test_a_killed_peer_is_shown_lost_and_back_and_the_page_keeps_the_end(browser
             text(page, "#notice", "The 6 peers on this machine have come to the end, after 240 iterations.")
             text(page, "#iteration", "240")
             page.reload()  # closed and opened again
-            text(page, "#events", "peer 3 has come back after")
+            text(page, "#events", "peer 3 has come back, ")
             text(page, "#iteration", "240")

@@ -301,7 +301,7 @@ def test_an_image_that_is_gone_when_a_stream_is_resumed_is_told_of_and_left_out(
     stream = stream_of(folder)
     whole = GrowingBatches(stream.refresh, stream, 5, seed=3, peer=1)
     whole.batch(0)
-    gone = stream._files[whole._order[whole._offset]]
+    gone, frame = stream._files[whole._order[whole._offset]]
     told = whole.position()()
     gone.unlink()
     with caplog.at_level(logging.WARNING, "p2pft_flower"):
@@ -310,7 +310,7 @@ def test_an_image_that_is_gone_when_a_stream_is_resumed_is_told_of_and_left_out(
     assert gone.name in caplog.text
     assert files_of(there, drawn(resumed, 1, 2)) == files_of(stream, drawn(whole, 1, 2))
     with pytest.raises(DataError, match=gone.name):
-        there.picture(there._positions[gone])
+        there.picture(there._positions[gone, frame])
 
 
 def test_a_stream_is_not_resumed_on_other_classes(folder):
