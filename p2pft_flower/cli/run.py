@@ -24,6 +24,7 @@ from p2pft_flower.cli.settings import check, parse_settings, settings_of_resumed
 from p2pft_flower.config import RunConfig
 from p2pft_flower.errors import ConfigError, DataError, P2PFTError
 from p2pft_flower.flower.logs import PREFLIGHT_PASSED, status_in
+from p2pft_flower.flower.nodes import many_on_one_host
 from p2pft_flower.flower.resume import by_id
 from p2pft_flower.report.collected import collect_results, find_peers
 from p2pft_flower.report.results import (
@@ -65,6 +66,8 @@ def federation(config: RunConfig, graph: Graph, cluster: RayCluster | None = Non
     most = most_hosts(config, graph)
     if cluster is not None:
         return cluster.federation(most)
+    if many_on_one_host(config.runtime.transport, graph.n):
+        most = 1
     hosts = max(1, min(most, os.cpu_count() or 1))
     return f"num-supernodes={hosts} client-resources-num-cpus=1 init-args-num-cpus={hosts}"
 

@@ -13,7 +13,7 @@ from flwr.app import Message
 from flwr.serverapp import Grid
 
 from p2pft_flower.errors import Cause, P2PFTError, printable, said_by
-from p2pft_flower.flower import messages
+from p2pft_flower.flower import cluster, messages
 from p2pft_flower.report.results import ViewRow
 from p2pft_flower.topology import Graph
 from p2pft_flower.transport import parse_address
@@ -198,6 +198,15 @@ def overlap(answers: Sequence[dict[str, Any]]) -> int:
     return int(running.max())
 
 
+ONE_HOST = 512
+"""Number of peers from which all are on one host if they are on one machine (docs/performance.md)."""
+
+
+def many_on_one_host(transport: str, n: int) -> bool:
+    """Return whether the ``n`` peers of a machine share a host, as payloads between hosts would cost more."""
+    return transport == "auto" and n >= ONE_HOST
+
+
 def assign_hosts(
     answers: dict[int, dict[str, Any]], n: int, transport: str, *, pooled: bool
 ) -> list[HostAssignment]:
@@ -210,7 +219,8 @@ def assign_hosts(
     n : int
         Number of peers of the graph.
     transport : str
-        The run-config's ``transport``; ``"memory"`` puts all peers on one host.
+        The run-config's ``transport``; ``"memory"`` puts all peers on one host, and so does ``"auto"`` with
+        :data:`ONE_HOST` peers and more on one machine.
     pooled : bool
         Whether one peer holds the data of all n.
 
@@ -223,7 +233,8 @@ def assign_hosts(
     total = 1 if pooled else n
     deployed = {node: a for node, a in answers.items() if a["peer-id"] is not None}
     if not deployed:
-        slots = 1 if transport == "memory" else overlap(list(answers.values()))
+        together = transport == "memory" or (many_on_one_host(transport, n) and cluster.here() is None)
+        slots = 1 if together else overlap(list(answers.values()))
         nodes = sorted(answers)[: min(slots, total)]
         # Contiguous stretches, so that most neighbours of rings and grids share a host.
         return [

@@ -11,7 +11,7 @@ from safetensors.numpy import load_file
 
 from p2pft_flower.config import MethodConfig
 from p2pft_flower.errors import ConfigError, TopologyError
-from p2pft_flower.flower.nodes import HostAssignment, RunFailedError, assign_hosts, overlap
+from p2pft_flower.flower.nodes import ONE_HOST, HostAssignment, RunFailedError, assign_hosts, overlap
 from p2pft_flower.flower.strategies import make_strategy, strategy_names
 from p2pft_flower.lab.ports import free_ports
 from p2pft_flower.report.results import read_results
@@ -379,6 +379,8 @@ def test_hosts_get_contiguous_stretches_of_peers():
     ]
     assert assign_hosts(answers, 5, "memory", pooled=False) == [HostAssignment(5, (0, 1, 2, 3, 4))]
     assert assign_hosts(answers, 5, "auto", pooled=True) == [HostAssignment(5, (0,))]
+    assert [len(host.peers) for host in assign_hosts(answers, ONE_HOST, "auto", pooled=False)] == [ONE_HOST]
+    assert len(assign_hosts(answers, ONE_HOST, "grpc", pooled=False)) > 1
 
 
 def test_every_strategy_of_flower_that_aggregates_arrays_is_offered():
