@@ -110,7 +110,8 @@ class Together:
         )
         labels = torch.stack([_padded(batch.labels, size) for batch in chosen])
         shares = torch.stack([_shares(len(batch.labels), size) for batch in chosen]).to(device)
-        weights = self._objectives[rows[0]].weights
+        known = [w for peer in rows if (w := self._objectives[peer].weights) is not None]
+        weights = torch.stack(known) if known else None
         found, losses = self._each(_by_name(theta, self._shapes), inputs, labels, shares, weights)
         flat = torch.cat([found[name].reshape(len(rows), -1) for name in self._shapes], dim=1)
         return flat.cpu().numpy(), losses.tolist()
@@ -119,7 +120,7 @@ class Together:
 def _gradients_of(tail: nn.Module) -> Callable[..., tuple[dict[str, torch.Tensor], torch.Tensor]]:
     """Return the batched gradient: (tensors, inputs, labels, shares, class weights) ↦ (gradients, losses).
 
-    All have the peers as their first dimension, but for the weights, which are those of all peers.
+    All have the peers as their first dimension; the weights may be None.
     """
 
     def loss(
@@ -132,9 +133,9 @@ def _gradients_of(tail: nn.Module) -> Callable[..., tuple[dict[str, torch.Tensor
         each = image_loss(functional_call(tail, trained, inputs), labels, "none", weights)
         return (shares * each).sum()
 
-    each = vmap(grad_and_value(loss), in_dims=(0, 0, 0, 0, None), randomness="error")
-
     def gradients(*given: Any) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+        dims = tuple(None if one is None else 0 for one in given)
+        each = vmap(grad_and_value(loss), in_dims=dims, randomness="error")
         with sdpa_kernel(SDPBackend.MATH):  # torch batches this way of attention alone
             found: tuple[dict[str, torch.Tensor], torch.Tensor] = each(*given)
         return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import tempfile
@@ -12,9 +13,13 @@ from typer.testing import CliRunner
 
 from p2pft_flower.cli import app
 from p2pft_flower.cli.ray_cluster import RayCluster, look, share_of_cpus
+from p2pft_flower.cli.run import federation
+from p2pft_flower.config import RunConfig
 from p2pft_flower.errors import ConfigError, P2PFTError
+from p2pft_flower.flower.nodes import ONE_HOST
 from p2pft_flower.lab import supervisor
 from p2pft_flower.lab.ports import free_ports
+from p2pft_flower.topology import Graph
 from tests.blocks import blocks_of
 from tests.flower.engine import run_app
 from tests.flower.sameness import tails
@@ -105,6 +110,18 @@ def test_a_cluster_and_a_connection_exclude_each_other():
     done = CliRunner().invoke(app, ["run", "--ray-address", "127.0.0.1:9", "--connection", "sites"])
     assert done.exit_code == 2
     assert "--ray-address is for a simulation, --connection for a deployment" in done.output
+
+
+def test_many_peers_of_one_machine_are_on_one_host_unless_sockets_are_asked_for():
+    def hosts(peers, **settings):
+        config = RunConfig.from_mapping({"topology": f"ring:{peers}", **settings})
+        return federation(config, Graph.load(f"ring:{peers}")).split()[0]
+
+    assert hosts(ONE_HOST) == "num-supernodes=1"
+    assert (hosts(4), hosts(ONE_HOST, transport="grpc")) == (
+        f"num-supernodes={min(4, os.cpu_count())}",
+        f"num-supernodes={os.cpu_count()}",
+    )
 
 
 def test_hosts_get_so_many_cpus_that_they_fill_all_nodes():

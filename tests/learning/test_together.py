@@ -41,7 +41,7 @@ class Peers:
             batches = MiniBatches(features, Batches(size, min(size, 4), seed=0, peer=peer))
             one = PeerObjective(self.tail, batches, features, seed=0, peer=peer, balanced=balanced)
             if balanced:
-                one.weigh(np.array([25.0, 8, 7, 5, 3, 2]))
+                one.weigh(np.array([25.0 + peer, 8 + peer, 7, 5, 3, 2]))
             self.objectives[peer] = one
 
     def alone(self, times=2):
