@@ -19,6 +19,7 @@ from typing import Annotated, Any
 
 import numpy as np
 import typer
+from rich.filesize import decimal
 
 from benchmarks.clip_features import _execute
 from benchmarks.many_peers import ROOT, Way, run
@@ -155,8 +156,8 @@ def paper(
         seconds = check * (line.own + line.payload * kind.payloads(check))
         typer.echo(
             f"{check} peers, {kind.name}: by the lines {seconds:.2f} s and "
-            f"{_size(line.base + check * line.memory)}; measured {one.computed:.2f} s and "
-            f"{_size(one.memory)}\n"
+            f"{decimal(int(line.base + check * line.memory))}; measured {one.computed:.2f} s and "
+            f"{decimal(int(one.memory))}\n"
         )
     typer.echo("| peers | an iteration, one core | memory | a host's plan | a record | in a change of view |")
     typer.echo("|---|---|---|---|---|---|")
@@ -166,19 +167,12 @@ def paper(
         cells = [
             f"{n:,}",
             f"{seconds:.0f} s",
-            _size(line.base + n * line.memory),
-            _size(plan_size(n)),
-            _size(running),
-            _size(changing),
+            decimal(int(line.base + n * line.memory)),
+            decimal(int(plan_size(n))),
+            decimal(running),
+            decimal(changing),
         ]
         typer.echo(f"| {' | '.join(cells)} |")
-
-
-def _size(number: float) -> str:
-    for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if number >= size:
-            return f"{number / size:.3g} {unit}"
-    return f"{number:.0f} B"
 
 
 def record_sizes(n: int) -> tuple[int, int]:
