@@ -11,9 +11,10 @@ from p2pft_flower.errors import P2PFTError
 
 __all__ = ["free_addresses", "free_ports"]
 
-_PORTS = range(15_000, 32_000)
+_PORTS = range(20_000, 32_000)
 """Below those that Linux (from 32768 on) and others (from 49152 on) give to outgoing connections, one
-of which could take a port before it is listened on."""
+of which could take a port before it is listened on; above those of Ray's workers (10002 to 19999), among
+which ``ray start`` refuses a port of its own."""
 
 _TRIES = 1000
 """Ports that may be in use before the search is given up."""
