@@ -456,3 +456,16 @@ def test_data_show_counts_the_rows_of_a_table(labels):
     assert [peer["images"] for peer in shares["peers"]] == [[2, 2], [2, 2]]
     assert shares["test"] == [2, 2]
     assert shares["decoded"] is False
+
+
+@pytest.mark.parametrize("word", ["nan", "NaN", "NA", "n/a", "#N/A", "<NA>", "NULL"])
+def test_a_word_for_a_missing_label_is_no_class(word, labels):
+    rows = [row if i != 3 else row.replace(row.split(",")[1], word) for i, row in enumerate(ROWS)]
+    with pytest.raises(DataError, match=rf"labels.csv, line 5: label = '{word}' stands for a missing value"):
+        read(write(labels.parent, rows, HEADER))
+
+
+def test_none_is_a_class_as_a_grade_is_called_so(labels):
+    first = ROWS[0].split(",")[1]
+    rows = [row.replace(f",{first},", ",None,") for row in ROWS]
+    assert "None" in read(write(labels.parent, rows, HEADER)).classes
