@@ -250,7 +250,8 @@ class _Rows:
         found = next((name for name in names if name in self.header), "")
         if needed and not found:
             # The setting may name any file of this machine: only what can be a column is told of it.
-            there = some_names([name for name in self.header if _COLUMN.fullmatch(name)]) or "none"
+            there = some_names([name for name in self.header if _COLUMN.fullmatch(name)])
+            there = there or "none, if commas, semicolons or tabs separate them"
             raise DataError(
                 f"{self._file}, line 1: no column {' or '.join(names)}; the first line names the columns: "
                 f"it has {there}{did_you_mean(names[0], filter(_COLUMN.fullmatch, self.header))}"
