@@ -483,7 +483,7 @@ def test_patients_on_both_sides_are_told_also_where_validation_draws_the_test(co
     write(labels.parent, apart, f"{HEADER},{column}")
     Holdings(LearningConfig(dataset=f"table:{labels}", partition="iid"), n=2).data(0)
     assert "PATIENTS" not in caplog.text
-    drawn = [",".join(row.split(",")[:2]) + f",P{i // 2}" for i, row in enumerate(ROWS)]
+    drawn = [",".join(row.split(",")[:2]) + f",P{i % 2}" for i, row in enumerate(ROWS)]
     write(labels.parent, drawn, f"image,label,{column}")
     Holdings(LearningConfig(dataset=f"table:{labels}", partition="iid", validation=0.25), n=2).data(0)
     assert "TEST PATIENTS HAVE TRAINING IMAGES" in caplog.text
