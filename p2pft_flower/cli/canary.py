@@ -37,6 +37,8 @@ _GREW = 2.0
 def canary_values(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings of a canary of the run with ``values``: some iterations, and all that it keeps.
 
+    It has no ``output-dir``, so that the folder is free for the run itself.
+
     Raises
     ------
     ConfigError
@@ -46,31 +48,40 @@ def canary_values(values: Mapping[str, Any]) -> dict[str, Any]:
         raise ConfigError(
             "--canary tries a run from its beginning: it goes with neither --resume nor --extend"
         )
-    few = {"iterations": ITERATIONS, "evaluate-every": ITERATIONS, "name": NAME}
+    few = {"iterations": ITERATIONS, "evaluate-every": ITERATIONS, "name": NAME, "output-dir": ""}
     if values.get("checkpoint-every", 0) != -1:
         few["checkpoint-every"] = ITERATIONS
     return {**values, **few}
 
 
 @contextlib.contextmanager
-def own_folder(values: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """Give a simulated canary a folder of its own for a ``with`` block, unless it has one.
+def own_folder(values: Mapping[str, Any], chosen: str) -> Iterator[dict[str, Any]]:
+    """Give a simulated canary a folder of its own for a ``with`` block, on the disk of the whole run's.
+
+    Parameters
+    ----------
+    values : mapping
+        The canary's settings.
+    chosen : str
+        The whole run's ``output-dir``, beside which the folder is made; empty: ``$P2PFT_HOME/canaries``.
 
     Yields
     ------
     dict
         The settings, with ``output-dir``. The folder is removed at the end, but kept if the block raises.
     """
-    if values.get("output-dir"):
-        yield dict(values)
-        return
     above = home() / "canaries"
-    make_private(above)
+    if chosen:
+        above = Path(chosen).parent
+        above.mkdir(parents=True, exist_ok=True)
+    else:
+        make_private(above)
     folder = Path(tempfile.mkdtemp(prefix="canary-", dir=above))
     yield {**values, "output-dir": str(folder)}
     shutil.rmtree(folder)
-    with contextlib.suppress(OSError):  # another canary's is there
-        above.rmdir()
+    if not chosen:
+        with contextlib.suppress(OSError):  # another canary's is there
+            above.rmdir()
 
 
 def verdict(results: Mapping[str, Any], values: Mapping[str, Any]) -> list[str]:

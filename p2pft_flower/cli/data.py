@@ -17,7 +17,7 @@ from rich.text import Text
 from p2pft_flower.cli.completion import complete_settings
 from p2pft_flower.cli.settings import check, parse_settings
 from p2pft_flower.errors import P2PFTError, printable
-from p2pft_flower.learning.data.by_column import by_names
+from p2pft_flower.learning.data.by_column import by_names, names_by
 from p2pft_flower.learning.data.label_arrays import has_several, images_by_class
 from p2pft_flower.report.figures import draw_shares
 from p2pft_flower.report.tables import samples_word
@@ -109,7 +109,10 @@ def _shares(values: dict[str, Any]) -> dict[str, Any]:
     named = by_names(config.learning.partition, holdings.partition_spec, graph.peer_names)
     if named != holdings.partition_spec:
         holdings = Holdings(replace(config.learning, partition=named), graph.n)
-    notes = [line if peer is None else f"{graph.peer_names[peer]}: {line}" for peer, line in holdings.notes]
+    drawn = any(name != str(peer) for peer, name in enumerate(graph.peer_names))
+    of_column = {} if drawn else names_by(holdings.partition_spec)
+    names = [of_column.get(peer, name) for peer, name in enumerate(graph.peer_names)]
+    notes = [line if peer is None else f"{names[peer]}: {line}" for peer, line in holdings.notes]
     train, mine = data.train.labels, holdings.partition
     counts = [images_by_class(train[positions], size) for positions in mine]
     unused = images_by_class(train, size) - np.sum(counts, axis=0)
@@ -123,7 +126,7 @@ def _shares(values: dict[str, Any]) -> dict[str, Any]:
         "peers": [
             {
                 "peer": i,
-                "name": graph.peer_names[i],
+                "name": names[i],
                 "images": counts[i].tolist(),
                 "total": len(mine[i]),
                 "unlabelled": _unlabelled(train[mine[i]]),

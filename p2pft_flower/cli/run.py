@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from p2pft_flower.algorithms import ALGORITHMS
-from p2pft_flower.cli.canary import canary_values, own_folder, require_room, verdict
+from p2pft_flower.cli.canary import NAME, canary_values, own_folder, require_room, verdict
 from p2pft_flower.cli.completion import complete_connections, complete_settings
 from p2pft_flower.cli.connections import check_connection
 from p2pft_flower.cli.flwr_run import FLOWER_STOPPED, local_superlink, run_app
@@ -321,7 +321,8 @@ def _try_first(
         When the canary fails, or the whole run would.
     """
     few = canary_values(values)
-    with own_folder(few) if simulated else contextlib.nullcontext(few) as few:
+    chosen = str(values.get("output-dir", ""))
+    with own_folder(few, chosen) if simulated else contextlib.nullcontext(few) as few:
         ended = do(few)
         if ended.folder is not None:
             results = read_results(ended.folder)
@@ -329,6 +330,8 @@ def _try_first(
                 typer.echo(line)
             require_room(results, values, ended.folder)
     kept = ended.folder if ended.folder is not None and ended.folder.exists() else None
+    if chosen and not simulated:
+        typer.echo(f"the canary's files are those of a run named {NAME}; {chosen} is free for the run itself")
     return replace(ended, folder=kept)
 
 
@@ -385,8 +388,8 @@ def run(
 
     Before a long run, p2pft run --canary with the same settings does everything that it will do, but two
     iterations only (of Flower's strategies a round), and says how long the run will take, what it sends, and
-    what would fail. A simulation keeps nothing of it unless --out names a folder; sites keep a run that is
-    named canary.
+    what would fail. A simulation keeps nothing of it unless it fails, and leaves --out free for the run
+    itself; sites keep a run that is named canary.
 
     p2pft run --resume RUN continues a run that was stopped or died, bit for bit. p2pft run --resume RUN
     --extend epochs=50 continues a run that has ended until it has 50 epochs in all.

@@ -251,6 +251,14 @@ def settings_of_resumed(values: Mapping[str, Any], *, simulated: bool) -> dict[s
     if about is None:
         _refuse_completed(folder, values["resume"], values.get("extend", False))
         if simulated:
+            named = not Path(values["resume"]).expanduser().is_absolute()
+            if named and not folder.exists():
+                raise ConfigError(
+                    f"resume = {values['resume']!r}: there is no checkpoint in good state, as no run in "
+                    f"{runs_folder()} has this id or name; a run that was made with --out, named or not, "
+                    "lies in that folder alone: give it (--resume path/of/out), or set P2PFT_HOME if "
+                    "the runs lie elsewhere"
+                )
             raise ConfigError(
                 f"resume = {values['resume']!r}: there is no checkpoint in good state in {folder}; give the "
                 "id or name of a run in P2PFT_HOME, or the folder of one that has its own (--out)"

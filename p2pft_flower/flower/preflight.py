@@ -134,7 +134,7 @@ def _row(run: Run, host: HostAssignment, hello: dict[str, Any]) -> dict[str, Any
     peer = host.peers[0]
     return {
         "peer": peer,
-        "name": run.graph.peer_names[peer],
+        "name": run.names.get(peer, str(peer)),
         "node": host.node,
         "address": run.address(peer),
         "images": hello["data"][str(peer)]["images"],

@@ -21,6 +21,7 @@ from p2pft_flower.host.hearsay import HeardOf
 from p2pft_flower.keeping.lines import Failed, Outcome
 from p2pft_flower.keeping.progress import Progress
 from p2pft_flower.keeping.retention import iterations_apart
+from p2pft_flower.learning.data.by_column import names_by
 from p2pft_flower.learning.data.names import differing_unseen
 from p2pft_flower.plan import ResumePoint
 from p2pft_flower.report.outcomes import Reached, how_far, run_results
@@ -158,9 +159,12 @@ class Run:
 
     @property
     def names(self) -> dict[int, str]:
-        """The name of each peer that has one: its site's, else the graph's, if that is not its number."""
+        """The name of each peer that has one: its site's, else the graph's, if that is not its number.
+
+        If neither sites nor graph name any peer, the values of ``partition = by:COLUMN`` are the names.
+        """
         drawn = {p: name for p, name in enumerate(self.graph.peer_names) if name != str(p)}
-        return {} if self.pooled else {**drawn, **self.site_names}
+        return {} if self.pooled else {**drawn, **self.site_names} or names_by(self.partition)
 
     @property
     def addresses(self) -> dict[int, str]:
@@ -311,15 +315,16 @@ def _codec_step(method: MethodConfig, graph: Graph) -> float:
 
 
 def _tell_warnings(hosts: list[HostAssignment], told: list[dict[str, Any]]) -> None:
-    """Log the warnings in the hosts' answers, each once: in simulation all hosts look at the same data."""
-    already: set[str] = set()
+    """Log the warnings in the hosts' answers, each once, though all hosts may look at the same data."""
+    peers: dict[str, list[int]] = {}
     for host, answer in zip(hosts, told, strict=True):
-        whose = "" if answer["peer-id"] is None else f"peer {host.peers[0]}: "
         for warning in answer["warnings"]:
-            told_of = warning if warning.startswith(whose.removesuffix(": ")) else whose + warning
-            if told_of not in already:
-                already.add(told_of)
-                log.warning("%s", printable(told_of))
+            whose = peers.setdefault(warning, [])
+            if answer["peer-id"] is not None and not warning.startswith(f"peer {host.peers[0]}"):
+                whose.append(host.peers[0])
+    for warning, whose in peers.items():
+        several = f"peers {listed(whose)}: " if len(whose) > 1 else ""
+        log.warning("%s", printable((several or f"peer {whose[0]}: " if whose else "") + warning))
 
 
 def _tell_pixels(told: list[dict[str, Any]]) -> None:

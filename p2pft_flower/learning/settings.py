@@ -134,7 +134,7 @@ def require_here(config: LearningConfig, n: int, places: Sequence[Path] = ()) ->
     check_partition(config.partition, n, classes_of(config.dataset))
     columns = None if config.sited else columns_of(config.dataset)
     if columns is not None and config.partition.startswith(BY):
-        resolve_by(config.partition, n, columns)
+        resolve_by(config.partition, n, columns, warn=False)  # the peers' own look does
     if config.of_features:
         _require_features(config, n)
     for key, value in (("model", config.model), ("partition", config.partition)):

@@ -10,9 +10,12 @@ from typer.testing import CliRunner
 
 from p2pft_flower.cli import app
 from p2pft_flower.cli.canary import require_room, verdict
+from p2pft_flower.cli.run import Finished
 from p2pft_flower.errors import ConfigError
 from p2pft_flower.keeping.checkpoints import checkpoint_folder
 from tests.report.made_up import results
+
+ENDED = Finished("completed")
 
 
 @pytest.fixture(autouse=True)
@@ -46,10 +49,25 @@ def test_a_canary_that_fails_exits_1_with_the_reason_and_leaves_its_files(flower
     assert len(list((home / "canaries").iterdir())) == 1
 
 
-def test_a_canary_with_a_folder_of_its_own_is_kept_there(flower, tmp_path):
-    done = canary("--out", tmp_path / "out", "algorithm=p2pft", "topology=directed-ring:4")
+def test_the_same_words_without_canary_do_the_run_after_its_canary(flower, tmp_path):
+    words = ["--out", str(tmp_path / "results" / "out"), "algorithm=p2pft", "topology=directed-ring:4"]
+    for _ in range(2):
+        done = canary(*words)
+        assert done.exit_code == 0, done.output
+        assert not list((tmp_path / "results").iterdir())
+    assert flower.asked[0]["output-dir"].startswith(f"{tmp_path}/results/canary-")  # on the same disk
+    done = CliRunner().invoke(app, ["run", *words])
     assert done.exit_code == 0, done.output
-    assert f"results: {tmp_path / 'out' / 'results.json'}" in done.output
+    assert f"results: {tmp_path / 'results' / 'out' / 'results.json'}" in done.output
+
+
+def test_a_canary_of_a_deployment_leaves_the_runs_folder_alone(flower, connections, tmp_path, monkeypatch):
+    monkeypatch.setattr("p2pft_flower.cli.run.execute", lambda values, **_: asked.append(values) or ENDED)
+    asked, out = [], tmp_path / "out"
+    done = canary("--connection", "far", "--out", out, "algorithm=p2pft", "topology=directed-ring:4")
+    assert done.exit_code == 0, done.output
+    assert (asked[0]["name"], asked[0]["output-dir"]) == ("canary", "")
+    assert f"{out} is free for the run itself" in done.output.replace("\n", " ")
 
 
 @pytest.mark.parametrize("word", ["--resume", "--extend"])

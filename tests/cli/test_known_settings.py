@@ -219,7 +219,7 @@ WRONG = {
     "strategy-options": ("algorithm=fedavg strategy-options=mu=1", "fedavg has no option 'mu'"),
     "min-peers": ("min-peers=5", "min-peers = 5: the graph directed-ring-4 has 4 peers"),
     "preflight-only": ("preflight-only=true", "preflight-only = true: .* a simulation has none"),
-    "resume": ("resume=17", "there is no checkpoint in good state"),
+    "resume": ("resume=17", "there is no checkpoint in good state, as .* --out, .*: give it"),
     "name": ("name=pets/lora", "name = 'pets/lora': must be empty, or 1 to 64 letters, digits, - and _"),
     "name, of a file": ("name=..", "name = '..'"),
     "name, like an id": ("name=17", "name = '17': .* the first one a letter"),

@@ -12,15 +12,17 @@ import numpy as np
 import numpy.typing as npt
 
 from p2pft_flower.errors import ConfigError, DataError, did_you_mean
-from p2pft_flower.learning.data.names import in_order, look_alikes, some_names
+from p2pft_flower.learning.data.names import in_order, is_missing, look_alikes, number_of, some_names
 
 __all__ = [
     "BY",
     "DEALING",
     "Columns",
+    "advise_column",
     "by_names",
     "check_by",
     "deal_by",
+    "names_by",
     "refuse_all_held_out",
     "resolve_by",
 ]
@@ -31,8 +33,14 @@ BY = "by:"
 DEALING = ("peer", "site")
 """Columns that say whose an image is: ``auto`` means the first of these that the source has."""
 
+CENTRES = ("center", "centre", "hospital", "institution", "institute", "clinic")
+"""Columns that tell sites apart, but are not dealt by unless ``partition`` names them."""
+
 PEER = "peer"
 """The column whose values, if they are numbers, are the peers' own numbers."""
+
+_LONGEST = 64
+"""Letters of a peer's name, at most, as of a site's."""
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +70,7 @@ def check_by(spec: str, n: int) -> None:
         raise ConfigError(f"partition = {spec!r}: {told}; give one value for each peer, in the peers' order")
 
 
-def resolve_by(spec: str, n: int, columns: Columns) -> str:
+def resolve_by(spec: str, n: int, columns: Columns, *, warn: bool = True) -> str:
     """Return ``spec`` with the column's values in the peers' order: ``by:COLUMN=VALUE,VALUE,…``.
 
     Without values in ``spec``, these are in natural order: 0, 1, …, 10, or the names by the alphabet.
@@ -75,6 +83,8 @@ def resolve_by(spec: str, n: int, columns: Columns) -> str:
         Number of peers.
     columns : mapping of str to array of str
         The columns of the source.
+    warn : bool
+        Whether a warning tells of values that only look different, if ``spec`` does not give the values.
 
     Raises
     ------
@@ -94,11 +104,13 @@ def resolve_by(spec: str, n: int, columns: Columns) -> str:
             f"{did_you_mean(given, columns)}"
         )
     counts = Counter(str(value) for value in columns[name])
-    told = some_names([f"{value or '(empty)'} ({counts[value]} images)" for value in in_order(counts)])
-    if counts[""]:
+    told = _counted(counts)
+    lacking = [value for value in in_order(counts) if is_missing(value)]
+    if counts[""] or (lacking and not wanted):
+        called = f", or, if {lacking[-1]!r} is one, give all values, as {BY}{name}=…" if lacking[-1] else ""
         raise DataError(
             f"partition = {spec!r}: the column has no value for some training images: {told}; give each one, "
-            "or remove these images"
+            f"or remove these images{called}"
         )
     alike = look_alikes(counts)
     if len(counts) != n:
@@ -107,7 +119,7 @@ def resolve_by(spec: str, n: int, columns: Columns) -> str:
             f"partition = {spec!r}: the column has {len(counts)} values for {n} peers: {told}{unseen}; give "
             f"topology = a graph of {len(counts)} peers, or a column with {n} values"
         )
-    for names in alike:
+    for names in alike if warn and not wanted else ():
         log.warning("partition = %s: of the column's values, %s", spec, names)
     values = wanted or tuple(in_order(counts))
     if set(values) != set(counts):
@@ -164,6 +176,54 @@ def by_names(spec: str, resolved: str, names: Sequence[str], nameless: Collectio
     return f"{BY}{column}={_joined(names)}"
 
 
+def names_by(resolved: str) -> dict[int, str]:
+    """Return the names that a partition's values give to the peers that hold them; none but for ``by:``.
+
+    A number is no name, so ``by:center=1,2`` names the peers ``center 1`` and ``center 2``; those of the
+    column ``peer`` are the peers' own numbers.
+
+    Parameters
+    ----------
+    resolved : str
+        The partition, with the values in the peers' order.
+    """
+    column, values = _parts(resolved)
+    if not resolved.startswith(BY) or (column == PEER and all(value.isdecimal() for value in values)):
+        return {}
+    names = [value if number_of(value) is None else f"{column} {value}" for value in values]
+    fit = all(name.isprintable() and len(name) <= _LONGEST for name in names)
+    return dict(enumerate(names)) if fit else {}
+
+
+def advise_column(columns: Columns, means: str) -> None:
+    """Warn if ``partition = auto`` deals images out across the values of a column that tells sites apart.
+
+    Parameters
+    ----------
+    columns : mapping of str to array of str
+        The columns of the source, none of them of :data:`DEALING`.
+    means : str
+        The partition that ``auto`` means.
+    """
+    name = next((name for name in CENTRES if name in columns), "")
+    counts = Counter(str(value) for value in columns[name]) if name else Counter()
+    if len(counts) > 1:
+        log.warning(
+            "partition = auto means %s, whatever column %r says: %s; with partition = by:%s each peer has "
+            "the images of one value, in a graph of %d peers",
+            means,
+            name,
+            _counted(counts),
+            name,
+            len(counts),
+        )
+
+
+def _counted(counts: Counter[str]) -> str:
+    """Return the values of a column with their numbers of images, for messages."""
+    return some_names([f"{value or '(empty)'} ({counts[value]} images)" for value in in_order(counts)])
+
+
 def refuse_all_held_out(spec: str, share: float, left: Columns, held: Columns) -> None:
     """Refuse a column of which ``validation`` holds out all images of a value: that peer would have none.
 
@@ -189,7 +249,7 @@ def refuse_all_held_out(spec: str, share: float, left: Columns, held: Columns) -
     remain = {str(value) for value in left[name]}
     counts = Counter(str(value) for value in held[name] if str(value) not in remain)
     if counts:
-        told = some_names([f"{value or '(empty)'} ({counts[value]} images)" for value in in_order(counts)])
+        told = _counted(counts)
         raise DataError(
             f"partition = {spec!r}: validation = {share:g} holds out all images of some values of column "
             f"{name!r}: {told}, so the peers of these would have none to train on; give a smaller "

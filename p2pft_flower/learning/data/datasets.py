@@ -23,7 +23,12 @@ from p2pft_flower.learning.data.feature_files import features
 from p2pft_flower.learning.data.hf_sets import hf_dataset
 from p2pft_flower.learning.data.image_folders import folder
 from p2pft_flower.learning.data.images import array_content
-from p2pft_flower.learning.data.label_arrays import SEPARATOR, has_several, held_classes
+from p2pft_flower.learning.data.label_arrays import (
+    SEPARATOR,
+    has_several,
+    held_classes,
+    warn_of_one_each,
+)
 from p2pft_flower.learning.data.medmnist_files import MEDMNIST, medmnist
 from p2pft_flower.learning.data.names import some_names
 from p2pft_flower.learning.data.own_images import require_image
@@ -209,4 +214,5 @@ def _checked(name: str, dataset: object) -> Dataset:
             f"dataset = {name!r}: its train split has no image of {len(absent)} of {len(dataset.classes)} "
             f"classes: {some_names(absent)}; add some, or leave the classes out"
         )
+    warn_of_one_each(name, dataset.train.labels, dataset.test.labels)
     return dataset

@@ -216,7 +216,9 @@ def _fault(head: Any, size: int) -> str:
     """Return the reason why a file of ``size`` bytes is not read here; empty if it is read."""
     rows, columns = int(head.get("Rows") or 0), int(head.get("Columns") or 0)
     if not rows or not columns or not head.get("PhotometricInterpretation"):
-        return "a DICOM file without an image, such as a report or a contour"
+        return "a DICOM file without an image, such as a report or a contour, or one that is cut off"
+    if lacking := _lacking(head):
+        return f"a broken DICOM file, which does not say its {' and '.join(lacking)}"
     frames, groups = _frames(head), head.get(_PER_FRAME)
     if frames < 1 or (groups and len(groups) < frames):
         return "a broken DICOM file, which has fewer groups of functions than frames"
@@ -232,6 +234,14 @@ def _fault(head: Any, size: int) -> str:
             "- 1), which pydicom would read as other values: write it anew"
         )
     return ""
+
+
+def _lacking(head: Any) -> list[str]:
+    """Return the names of tags without which no pixels can be decoded, and that a file lacks."""
+    needed = ["SamplesPerPixel", "BitsAllocated"]
+    if head.get("BitsStored") is not None or head.get("PixelRepresentation") is not None:  # no floats
+        needed += ["BitsStored", "PixelRepresentation"]
+    return [name for name in needed if head.get(name) is None]
 
 
 def _least_frame(head: Any) -> float:
@@ -280,6 +290,12 @@ def _decoded(head: Any, stream: IO[bytes] | None, frame: int) -> npt.NDArray[Any
 
     if stream is None and not any(name in head for name in _PIXELS):
         raise ValueError("a DICOM file without pixels")
+    stored = b"" if stream is not None else next(head[name].value for name in _PIXELS if name in head) or b""
+    least = _frames(head) * _least_frame(head)
+    if stream is None and not head.file_meta.TransferSyntaxUID.is_encapsulated and len(stored) < int(least):
+        raise ValueError(
+            f"a DICOM file whose pixels take {least:.0f} bytes, but has {len(stored)} of them: it is cut off"
+        )
     index = frame - 1 if frame else None
 
     def decoded() -> npt.NDArray[Any]:
@@ -334,6 +350,8 @@ def _window_of(head: Any) -> Callable[[npt.NDArray[Any]], npt.NDArray[np.float64
         with np.errstate(over="ignore"):  # of a sigmoid, far outside
             low, high = (float(end) for end in apply_voi_lut(np.array([-_FAR, _FAR]), head))
             shown = np.asarray(apply_voi_lut(values, head), dtype=np.float64)
+        if low == high:  # as with a rescale slope of 0
+            raise ZeroDivisionError
         return np.asarray((shown - low) / (high - low), dtype=np.float64)
 
     def window(values: npt.NDArray[Any]) -> npt.NDArray[np.float64]:

@@ -21,8 +21,9 @@ from p2pft_flower.learning.data.data_digest import images_digest, listed_images
 from p2pft_flower.learning.data.dataset_names import refuse_data_dir
 from p2pft_flower.learning.data.datasets import load_dataset
 from p2pft_flower.learning.data.held_out import drawn_to_score, held_out, held_out_by_each
-from p2pft_flower.learning.data.label_arrays import check_several, held_classes
+from p2pft_flower.learning.data.label_arrays import held_classes
 from p2pft_flower.learning.data.names import some_names
+from p2pft_flower.learning.data.odd_data import check_whole
 from p2pft_flower.learning.data.partitions import Partition, draw_shots, partition_images, resolve_partition
 from p2pft_flower.learning.data.peer_data import PeerData
 from p2pft_flower.learning.data.pixels import Pixels, Range
@@ -125,7 +126,7 @@ class Holdings:
                 found = held_out(found, config.validation, config.seed)
             if self._classes is not None:
                 found = found.numbered_as(self._classes)
-        check_several(config, several=found.several_labels)
+        check_whole(config, found)
         return found
 
     @cached_property
@@ -199,12 +200,11 @@ class Holdings:
         ConfigError
             When black and white samples are unknown, as in :attr:`surveys`.
         """
-        surveys = self.surveys
         if self.dataset.width:
             return self.dataset
         if not self.config.sited:
-            return _with_pixels(self.dataset, surveys[None].pixels)
-        folders = {p: _with_pixels(f, surveys[p].pixels) for p, f in self._sites.folders.items()}
+            return _with_pixels(self.dataset, self.surveys[None].pixels)
+        folders = {p: _with_pixels(f, self.surveys[p].pixels) for p, f in self._sites.folders.items()}
         return replace(self._sites, folders=folders).dataset
 
     def statistics(self, peer: int) -> Statistics | None:

@@ -6,6 +6,7 @@ An image may have no label there, as an X-ray without a finding.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 import numpy as np
@@ -22,7 +23,10 @@ __all__ = [
     "held_classes",
     "images_by_class",
     "named",
+    "warn_of_one_each",
 ]
+
+log = logging.getLogger(__name__)
 
 SEPARATOR = "|"
 """The sign between the names of an image's labels."""
@@ -59,6 +63,26 @@ def draw_groups(labels: Labels) -> npt.NDArray[np.int64]:
     counts = np.where(labels > 0, labels.sum(axis=0), len(labels) + 1)
     rarest = counts.argmin(axis=1) if size else np.zeros(len(labels), np.int64)
     return np.where(labels.any(axis=1), rarest, size)
+
+
+def warn_of_one_each(dataset: str, train: Labels, test: Labels) -> None:
+    """Warn of labels, (N, C), that mark exactly one of C in each row: they may be classes, one-hot.
+
+    Parameters
+    ----------
+    dataset : str
+        The run-config's ``dataset``, for the message.
+    train, test : (N,) or (N, C) int64 array
+        The labels of the two splits.
+    """
+    if all(has_several(of) and len(of) and (of.sum(axis=1) == 1).all() for of in (train, test)):
+        log.warning(
+            "dataset = %s: its labels are (N, %d) and mark exactly one in each row, as if each image had one "
+            "class; they are trained on as several labels an image (loss bce): if they are classes, store "
+            "labels.argmax(axis=1), whole numbers",
+            dataset,
+            train.shape[1],
+        )
 
 
 def named(label: npt.NDArray[np.int64] | np.int64, classes: Sequence[str]) -> str:

@@ -11,9 +11,12 @@ from natsort import natsorted
 
 from p2pft_flower.errors import printable
 
-__all__ = ["differing_unseen", "in_order", "look_alikes", "number_of", "some_names"]
+__all__ = ["differing_unseen", "in_order", "is_missing", "look_alikes", "number_of", "some_names"]
 
 _NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)(e[+-]?\d{1,9})?", re.IGNORECASE)
+
+_MISSING = {"", "nan", "-nan", "na", "n/a", "#na", "#n/a", "<na>", "null"}
+"""Cells that pandas, R and spreadsheets write or read where a value is missing, in lower case."""
 
 NAMED = 10
 """Most names that a message lists; a message counts the others."""
@@ -28,6 +31,14 @@ def in_order(names: Iterable[str]) -> list[str]:
     values = [(number_of(name), place, name) for place, name in enumerate(natural)]
     numbers = sorted((value, place, name) for value, place, name in values if value is not None)
     return [name for *_, name in numbers] + [name for value, _, name in values if value is None]
+
+
+def is_missing(cell: str) -> bool:
+    """Return whether a table's cell is empty, or a word for a missing value, such as ``nan`` or ``N/A``.
+
+    ``none`` is none of these words: it is a grade, too.
+    """
+    return cell.strip().lower() in _MISSING
 
 
 def number_of(name: str) -> Decimal | None:

@@ -10,7 +10,15 @@ import numpy as np
 import numpy.typing as npt
 
 from p2pft_flower.errors import ConfigError, DataError, did_you_mean
-from p2pft_flower.learning.data.by_column import BY, DEALING, Columns, check_by, deal_by, resolve_by
+from p2pft_flower.learning.data.by_column import (
+    BY,
+    DEALING,
+    Columns,
+    advise_column,
+    check_by,
+    deal_by,
+    resolve_by,
+)
 from p2pft_flower.learning.data.class_groups import check_groups, class_owners, even_groups
 from p2pft_flower.learning.data.dealing import deal_dirichlet, deal_iid, deal_shards
 from p2pft_flower.learning.data.frames import whole_files
@@ -65,7 +73,8 @@ def resolve_partition(
     ``auto`` means the peers' own folders if the dataset has a folder for each, else the column ``peer`` or
     ``site`` if it has one, else ``iid`` if images have ``several`` labels each, else the ranges of Table 1,
     else disjoint classes if there are enough, else Dirichlet. ``by:COLUMN`` becomes
-    ``by:COLUMN=VALUE,VALUE,…``, with the values in the peers' order.
+    ``by:COLUMN=VALUE,VALUE,…``, with the values in the peers' order. If ``auto`` deals images out across the
+    values of a column such as ``center``, a warning tells of it.
 
     Raises
     ------
@@ -81,8 +90,11 @@ def resolve_partition(
     if dealing := [name for name in DEALING if name in (columns or {})]:
         return resolve_by(BY + dealing[0], n, columns or {})
     if several or (dataset, n) in TABLE_1:
-        return "iid" if several else TABLE_1[dataset, n]
-    return even_groups(n, classes) if n <= len(classes) else f"dirichlet:{AUTO_DIRICHLET}"
+        means = "iid" if several else TABLE_1[dataset, n]
+    else:
+        means = even_groups(n, classes) if n <= len(classes) else f"dirichlet:{AUTO_DIRICHLET}"
+    advise_column(columns or {}, means)
+    return means
 
 
 def check_partition(spec: str, n: int, classes: Sequence[str] | None = None) -> None:

@@ -13,6 +13,7 @@ from p2pft_flower.errors import DataError
 from p2pft_flower.learning.data.feature_files import features
 from p2pft_flower.learning.data.image_folders import folder
 from p2pft_flower.learning.data.names import differing_unseen
+from p2pft_flower.learning.data.odd_data import warn_of_shared_patients
 from p2pft_flower.learning.data.splits import Dataset, Split
 from p2pft_flower.learning.data.tables import table
 
@@ -118,6 +119,7 @@ def load_sites(
             folders[peer] = read(place.replace("{peer}", str(peer)), site=True)
         except DataError as error:
             raise DataError(f"peer {peer}: {error}") from error
+        warn_of_shared_patients(f"peer {peer}", folders[peer].train.columns, folders[peer].test.columns)
         first = folders[peers[0]]
         if (several := folders[peer].several_labels) is not first.several_labels:
             kinds = {True: "several labels an image", False: "one class an image"}

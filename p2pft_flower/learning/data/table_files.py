@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from p2pft_flower.errors import DataError, did_you_mean, printable
 from p2pft_flower.learning.data.label_arrays import SEPARATOR
-from p2pft_flower.learning.data.names import in_order, some_names
+from p2pft_flower.learning.data.names import in_order, is_missing, some_names
 
 __all__ = ["SUFFIXES", "Table", "read_table", "require_table_file", "table_classes", "table_columns"]
 
@@ -148,10 +148,10 @@ def read_table(path: str) -> Table:
     Raises
     ------
     DataError
-        When the table is missing, is no such file, lacks a column, or has a row with another number of cells,
-        no label where each image has one, an empty name among several, or a split that is neither train nor
-        test, or when only a column of another name says which rows are for the test; the message names file
-        and line.
+        When the table is missing, is no such file, lacks a column, or has a row with another number of
+        cells, no label where each image has one, or a word for a missing one, an empty name among several,
+        or a split that is neither train nor test, or when only a column of another name says which rows are
+        for the test; the message names file and line.
     """
     file = require_table_file(path)
     rows = _Rows(file, _text(file))
@@ -161,12 +161,8 @@ def read_table(path: str) -> Table:
     columns = {name: [row[place] for row in cells] for place, name in enumerate(rows.header) if name}
     if not lines:
         raise DataError(f"{file}: the table has no row below its first line")
-    empty = [line for line, text in zip(lines, columns[label], strict=True) if not text]
-    if empty and not several:
-        raise DataError(
-            f"{file}, line {empty[0]}: no {label}, as in {len(empty)} rows in all; give these images a "
-            "class, or remove the rows"
-        )
+    if not several:
+        _refuse_missing(file, label, lines, columns[label])
     test = [False] * len(lines)
     if not split and (meant := _split_by_another_name(columns, label)):
         raise DataError(
@@ -254,7 +250,8 @@ class _Rows:
         found = next((name for name in names if name in self.header), "")
         if needed and not found:
             # The setting may name any file of this machine: only what can be a column is told of it.
-            there = some_names([name for name in self.header if _COLUMN.fullmatch(name)]) or "none"
+            there = some_names([name for name in self.header if _COLUMN.fullmatch(name)])
+            there = there or "none, if commas, semicolons or tabs separate them"
             raise DataError(
                 f"{self._file}, line 1: no column {' or '.join(names)}; the first line names the columns: "
                 f"it has {there}{did_you_mean(names[0], filter(_COLUMN.fullmatch, self.header))}"
@@ -289,9 +286,29 @@ class _Rows:
         return lines, cells
 
 
+def _refuse_missing(file: Path, label: str, lines: Sequence[int], cells: Sequence[str]) -> None:
+    """Refuse rows without a class, also those in which a word stands for a missing value."""
+    empty = [(line, cell) for line, cell in zip(lines, cells, strict=True) if is_missing(cell)]
+    if not empty:
+        return
+    line, word = empty[0]
+    what = f"{label} = {printable(word)!r} stands for a missing value" if word else f"no {label}"
+    called = ", or give a class that is called so another name" if word else ""
+    raise DataError(
+        f"{file}, line {line}: {what}, as in {len(empty)} rows in all; give these images a class, or remove "
+        f"the rows{called}"
+    )
+
+
 def _names(file: Path, line: int, cell: str) -> tuple[str, ...]:
     """Return the names in a cell of several labels, each once."""
     names = [name.strip() for name in cell.split(SEPARATOR)] if cell else []
+    if lacking := [name for name in names if name and is_missing(name)]:
+        raise DataError(
+            f"{file}, line {line}: {SEVERAL} = {printable(cell)!r}: {printable(lacking[0])!r} stands for a "
+            "missing value: leave the cell empty if the image has no label, remove the row if its labels are "
+            "not known, or give a label that is called so another name"
+        )
     if not all(names):
         raise DataError(
             f"{file}, line {line}: {SEVERAL} = {printable(cell)!r} has an empty name; give names with "

@@ -9,7 +9,7 @@ import pytest
 
 from p2pft_flower.config import LearningConfig
 from p2pft_flower.errors import ConfigError, DataError
-from p2pft_flower.learning.data.by_column import by_names, check_by, deal_by, resolve_by
+from p2pft_flower.learning.data.by_column import by_names, check_by, deal_by, names_by, resolve_by
 from p2pft_flower.learning.data.holdings import Holdings
 from p2pft_flower.learning.data.partitions import check_partition, resolve_partition
 from p2pft_flower.report.results import read_results
@@ -52,6 +52,9 @@ def test_values_that_only_look_the_same_are_told(caplog):
     there = columns(center=["Orl\u00e9ans", "Orle\u0301ans", "north"])
     with pytest.raises(DataError, match=r"3 values for 2 peers: .* differ only in Unicode form; give"):
         resolve_by("by:center", 2, there)
+    resolve_by("by:center", 3, there, warn=False)
+    resolve_by("by:center=north,Orl\u00e9ans,Orle\u0301ans", 3, there)  # whoever writes both knows both
+    assert not caplog.text
     resolve_by("by:center", 3, there)
     assert "differ only in Unicode form" in caplog.text
 
@@ -194,3 +197,33 @@ def test_a_value_of_which_validation_holds_out_all_images_is_told(partition, tmp
         with pytest.raises(DataError, match=match):
             holdings.shares  # noqa: B018
     assert 0 < wrong < 12
+
+
+def test_auto_tells_of_a_column_of_centres_that_it_deals_across_and_of_the_setting_that_uses_it(caplog):
+    there = columns(center=["north", "south", "north"], label=["a", "b", "c"])
+    assert resolve_partition("auto", "table:x", 2, "abc", there) == "classes:0-1,2-2"
+    assert "auto means classes:0-1,2-2, whatever column 'center' says: north (2 images), south" in caplog.text
+    assert "with partition = by:center each peer has the images of one value, in a graph of 2" in caplog.text
+    caplog.clear()
+    resolve_partition("auto", "table:x", 2, "abc", columns(center=["north", "north"]))
+    resolve_partition("auto", "table:x", 2, "abc", columns(site=["a", "b"], center=["n", "s"]))
+    resolve_partition("iid", "table:x", 2, "abc", there)
+    resolve_partition("by:center", "table:x", 2, "abc", there)
+    assert not caplog.text
+
+
+def test_a_word_for_a_missing_value_is_no_value_of_a_column_unless_it_is_given():
+    there = columns(site=["EU", "NA", "NA"])
+    with pytest.raises(DataError, match=r"no value for some training images: .*, or, if 'NA' is one, give"):
+        resolve_by("by:site", 2, there)
+    assert resolve_by("by:site=NA,EU", 2, there) == "by:site=NA,EU"
+    with pytest.raises(DataError, match="no value for some training images"):
+        resolve_by("by:site=,EU", 2, columns(site=["EU", ""]))
+
+
+def test_peers_are_called_by_the_values_that_they_hold():
+    assert names_by('by:center="Ward 3, north",south') == {0: "Ward 3, north", 1: "south"}
+    assert names_by("by:center=1,2") == {0: "center 1", 1: "center 2"}
+    assert names_by("by:peer=0,1") == {}
+    assert names_by("classes:0-1,2") == {}
+    assert names_by("by:note=" + "x" * 65 + ",y") == {}

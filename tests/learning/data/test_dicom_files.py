@@ -220,6 +220,29 @@ def of_odd_numbers(path):
     written(path, lambda held: held.add_new("WindowWidth", "DS", "0"))
 
 
+def of_no_slope(path):
+    """All values are one, and a window's ends too: 0 / 0 would be cast to black without a word."""
+
+    def change(held):
+        for name, value in (
+            ("RescaleSlope", 0),
+            ("RescaleIntercept", 0),
+            ("WindowCenter", 9),
+            ("WindowWidth", 9),
+        ):
+            setattr(held, name, value)
+
+    written(path, change)
+
+
+def cut_in_its_head(path):
+    path.write_bytes(own_file("MR_small.dcm").read_bytes()[:600])
+
+
+def without_its_depth(path):
+    written(path, lambda held: delattr(held, "BitsStored"))
+
+
 REFUSED = {
     of_frames(
         "examples_ybr_color.dcm"
@@ -230,7 +253,10 @@ REFUSED = {
     a_table_that_is_misread: "its window cannot be applied",
     of_shifted_bits: r"a DICOM file whose samples are not in the lowest bits of their words",
     of_odd_numbers: "its window cannot be applied",
-    truncated: "the pixels of a DICOM file cannot be decoded",
+    truncated: r"a DICOM file whose pixels take \d+ bytes, but has \d+ of them: it is cut off",
+    cut_in_its_head: "a DICOM file without an image, .*, or one that is cut off",
+    without_its_depth: "a broken DICOM file, which does not say its BitsStored",
+    of_no_slope: "its window cannot be applied",
     of_frames(
         "MR_small_jpeg_ls_lossless.dcm"
     ): r".*it is JPEG-LS Lossless Image Compression, which a plug-in of "

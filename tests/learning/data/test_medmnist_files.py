@@ -228,3 +228,16 @@ def test_slices_of_volumes_are_images_as_the_page_on_images_writes_them(tmp_path
         for index in range(len(split)):
             middle = made[f"{part}_images"][index, 14]
             np.testing.assert_array_equal(np.asarray(split.picture(index)), middle)
+
+
+def test_one_hot_labels_are_told_as_they_may_be_classes(tmp_path, caplog):
+    hot = {f"{part}_labels": np.eye(9, dtype=np.uint8)[np.arange(n) % 9] for part, n in COUNTS.items()}
+    write(tmp_path, "mine", **hot)
+    assert load_dataset("medmnist:mine", str(tmp_path)).several_labels
+    assert "mark exactly one in each row, as if each image had one class" in caplog.text
+    assert "labels.argmax(axis=1)" in caplog.text
+    caplog.clear()
+    hot["test_labels"][0, :2] = 1
+    write(tmp_path, "mine", **hot)
+    load_dataset("medmnist:mine", str(tmp_path))
+    assert "exactly one" not in caplog.text

@@ -456,3 +456,46 @@ def test_data_show_counts_the_rows_of_a_table(labels):
     assert [peer["images"] for peer in shares["peers"]] == [[2, 2], [2, 2]]
     assert shares["test"] == [2, 2]
     assert shares["decoded"] is False
+
+
+@pytest.mark.parametrize("word", ["nan", "NaN", "NA", "n/a", "#N/A", "<NA>", "NULL"])
+def test_a_word_for_a_missing_label_is_no_class(word, labels):
+    rows = [row if i != 3 else row.replace(row.split(",")[1], word) for i, row in enumerate(ROWS)]
+    with pytest.raises(DataError, match=rf"labels.csv, line 5: label = '{word}' stands for a missing value"):
+        read(write(labels.parent, rows, HEADER))
+
+
+def test_none_is_a_class_as_a_grade_is_called_so(labels):
+    first = ROWS[0].split(",")[1]
+    rows = [row.replace(f",{first},", ",None,") for row in ROWS]
+    assert "None" in read(write(labels.parent, rows, HEADER)).classes
+
+
+@pytest.mark.parametrize("column", ["patient", "Patient_ID", "subject no"])
+def test_patients_on_both_sides_are_told_also_where_validation_draws_the_test(column, labels, caplog):
+    rows = [f"{row},P{i % 5 if i else 'NA'}" for i, row in enumerate(ROWS)]
+    write(labels.parent, rows, f"{HEADER},{column}")
+    assert Holdings(LearningConfig(dataset=f"table:{labels}", partition="iid"), n=2).data(0).images
+    assert "TEST PATIENTS HAVE TRAINING IMAGES too, by the column" in caplog.text
+    assert repr(column.lower()) in caplog.text
+    caplog.clear()
+    apart = [f"{row},P{i}" for i, row in enumerate(ROWS)]
+    write(labels.parent, apart, f"{HEADER},{column}")
+    Holdings(LearningConfig(dataset=f"table:{labels}", partition="iid"), n=2).data(0)
+    assert "PATIENTS" not in caplog.text
+    drawn = [",".join(row.split(",")[:2]) + f",P{i % 2}" for i, row in enumerate(ROWS)]
+    write(labels.parent, drawn, f"image,label,{column}")
+    Holdings(LearningConfig(dataset=f"table:{labels}", partition="iid", validation=0.25), n=2).data(0)
+    assert "TEST PATIENTS HAVE TRAINING IMAGES" in caplog.text
+
+
+def test_a_table_of_one_class_is_told(labels, caplog):
+    write(labels.parent, [row.replace(",dog,", ",cat,") for row in ROWS])
+    Holdings(LearningConfig(dataset=f"table:{labels}", partition="iid"), n=2).data(0)
+    assert "all images are of one class, 'cat', so there is nothing to learn" in caplog.text
+
+
+def test_a_table_with_other_separators_says_which_ones_there_are(labels):
+    write(labels.parent, [row.replace(",", "|") for row in ROWS], HEADER.replace(",", "|"))
+    with pytest.raises(DataError, match="it has none, if commas, semicolons or tabs separate them"):
+        read(labels)
