@@ -8,8 +8,9 @@ from functools import cache
 import torch
 from PIL import Image
 
-from tools.embedded_weights.glyphs import ALPHABET, draw, load_bank
-from tools.embedded_weights.make_clip import name_of
+from tests.later import Later
+
+glyphs, make_clip = Later("tools.embedded_weights.glyphs"), Later("tools.embedded_weights.make_clip")
 
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 FACE = "DejaVuSans"
@@ -17,7 +18,7 @@ FACE = "DejaVuSans"
 
 @cache
 def _drawn():
-    return draw(load_bank({FACE: "AEFHKLMR"}), 240, torch.Generator().manual_seed(9))
+    return glyphs.draw(glyphs.load_bank({FACE: "AEFHKLMR"}), 240, torch.Generator().manual_seed(9))
 
 
 def write_letters(folder, train=4, test=10):
@@ -26,7 +27,7 @@ def write_letters(folder, train=4, test=10):
     for label in labels.unique():
         for number, image in enumerate(images[labels == label][: train + test]):
             part = "train" if number < train else "test"
-            place = folder / part / name_of(ALPHABET[int(label)]).replace(" ", "_")
+            place = folder / part / make_clip.name_of(glyphs.ALPHABET[int(label)]).replace(" ", "_")
             place.mkdir(parents=True, exist_ok=True)
             Image.fromarray((image[0] * 255).byte().numpy()).save(place / f"{number}.png")
     return folder

@@ -18,8 +18,8 @@ QUADRATICS, LARGE, SLOW = (f"{Path(__file__).resolve()}:{name}" for name in ("qu
 Q = 300
 LARGE_Q = 100_000
 SAMPLES = 64
-TAKES = 0.05
-"""Seconds of a slow gradient."""
+TAKES = 0.2
+"""Seconds of a slow gradient; iterations cost processor time, waiting does not."""
 
 
 class Score(NamedTuple):

@@ -6,7 +6,10 @@ import csv
 
 import numpy as np
 from PIL import Image
-from sklearn.datasets import load_digits
+
+from tests.later import Later
+
+sklearn_datasets = Later("sklearn.datasets")
 
 LOOKS = {"even": (0, 2, 4, 6, 8), "large": (5, 6, 7, 8, 9), "round": (0, 6, 8, 9)}
 """The digits of each label; 1 and 3 have none."""
@@ -32,7 +35,7 @@ def truth_of(cells):
 
 def rows_of(folder, train, test, start=0):
     """Paint so many digits, and return a table's rows: image, labels, split, site."""
-    pixels, digits = load_digits(return_X_y=True)
+    pixels, digits = sklearn_datasets.load_digits(return_X_y=True)
     (folder / "images").mkdir(parents=True, exist_ok=True)
     rows = []
     for i in range(start, start + train + test):

@@ -6,8 +6,11 @@ import json
 import re
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import pytest
+
+from tests.later import Later
+
+plt = Later("matplotlib.pyplot")
 
 NOTEBOOK = Path(__file__).resolve().parents[1] / "docs" / "first-half-hour.ipynb"
 
@@ -28,7 +31,7 @@ def numbers(text):
 
 @pytest.mark.filterwarnings("ignore:FigureCanvasAgg is non-interactive:UserWarning")
 def test_every_cell_runs_in_its_order_and_prints_and_draws_what_the_notebook_shows(monkeypatch, capsys):
-    monkeypatch.setattr(plt, "show", lambda: drawn.append(plt.close("all")))
+    monkeypatch.setattr("matplotlib.pyplot.show", lambda: drawn.append(plt.close("all")))
     scope = {}
     for cell in cells():
         drawn = []

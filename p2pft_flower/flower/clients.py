@@ -60,7 +60,7 @@ def answer(message: Message, act: Callable[..., RecordDict], build: Build, site:
     Parameters
     ----------
     message : Message
-        The message of the strategy's server, from :class:`~p2pft_flower.flower.strategies.PeersGrid`.
+        The message of the strategy's server, from :class:`~p2pft_flower.flower.peers_grid.PeersGrid`.
     act : callable
         :func:`train` or :func:`evaluate`, called for each client.
     build : callable

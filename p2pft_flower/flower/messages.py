@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
-from typing import Any
-
-from flwr.app import ConfigRecord, Message, RecordDict
+from typing import TYPE_CHECKING, Any
 
 from p2pft_flower.host.hearsay import HeardOf
 from p2pft_flower.keeping.lines import Failed, Report, ViewChange
+
+if TYPE_CHECKING:
+    from flwr.app import Message, RecordDict
 
 __all__ = [
     "CLIENTS_EVALUATE",
@@ -60,6 +61,8 @@ _RECORD, _KEY = "p2pft", "json"
 
 def pack(body: dict[str, Any]) -> RecordDict:
     """Return a message's content that holds ``body`` as JSON."""
+    from flwr.app import ConfigRecord, RecordDict
+
     return RecordDict({_RECORD: ConfigRecord({_KEY: json.dumps(body)})})
 
 
@@ -70,4 +73,6 @@ def unpack(message: Message) -> dict[str, Any]:
 
 def reply(to: Message, body: dict[str, Any]) -> Message:
     """Return a reply to the message ``to`` that holds ``body``."""
+    from flwr.app import Message
+
     return Message(pack(body), reply_to=to)

@@ -6,17 +6,19 @@ import logging
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from flwr.app import Message
-from flwr.serverapp import Grid
 
 from p2pft_flower.errors import Cause, P2PFTError, printable, said_by
 from p2pft_flower.flower import cluster, messages
 from p2pft_flower.report.results import ViewRow
 from p2pft_flower.topology import Graph
 from p2pft_flower.transport import parse_address
+
+if TYPE_CHECKING:  # the command line needs no Flower, which takes long to import
+    from flwr.app import Message
+    from flwr.serverapp import Grid
 
 __all__ = [
     "HostAssignment",

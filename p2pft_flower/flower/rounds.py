@@ -9,9 +9,9 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from flwr.app import Array, ArrayRecord
 
 from p2pft_flower.config import RunConfig
 from p2pft_flower.errors import ConfigError, DataError
@@ -34,6 +34,9 @@ from p2pft_flower.keeping.lines import Report
 from p2pft_flower.keeping.resuming import config_differences, data_differences, look_through, refuse
 from p2pft_flower.plan import ResumePoint
 from p2pft_flower.typed import Count, PeerNumber, Positive, converted, plain
+
+if TYPE_CHECKING:
+    from flwr.app import ArrayRecord
 
 __all__ = ["STATELESS", "RoundKeeper", "check_resumable"]
 
@@ -230,6 +233,8 @@ class RoundKeeper:
         log.info("run %s goes on from iteration %d, after %d rounds", kept.run, max(whole), self.first_round)
 
     def _restore(self, checkpoint: Checkpoint, path: Path) -> None:
+        from flwr.app import Array, ArrayRecord
+
         told = converted(checkpoint.position, Position, path)
         self.first_round = told.round
         self.arrays = ArrayRecord({name: Array(np.asarray(a)) for name, a in checkpoint.state.items()})

@@ -14,9 +14,10 @@ from flwr.serverapp import Grid
 from msgspec import structs
 
 from p2pft_flower.flower.nodes import HostAssignment, RunFailedError
+from p2pft_flower.flower.peers_grid import PeersGrid
 from p2pft_flower.flower.rounds import RoundKeeper
 from p2pft_flower.flower.run import Run, collect_results
-from p2pft_flower.flower.strategies import PeersGrid, make_strategy
+from p2pft_flower.flower.strategies import make_strategy
 from p2pft_flower.host.callbacks import Callbacks, WatchedRun
 from p2pft_flower.keeping.lines import Evaluation, Outcome, Report
 from p2pft_flower.keeping.progress import Progress

@@ -12,8 +12,6 @@ import pytest
 from tests.flower.engine import run_app
 from tests.quadratics import QUADRATICS
 
-HEAVY = ("torch", "timm", "torchvision", "matplotlib")
-
 COMMANDS = """
 import json, os, sys
 from p2pft_flower.cli import main
@@ -27,7 +25,7 @@ for folder, words in json.load(sys.stdin):
         try:
             main()
         except SystemExit as ended:
-            heavy = sorted({"torch", "timm", "torchvision", "matplotlib"} & sys.modules.keys())
+            heavy = sorted({"torch", "timm", "torchvision", "matplotlib", "flwr"} & sys.modules.keys())
             print("\\n" + json.dumps([ended.code or 0, heavy]), flush=True)
         os._exit(0)
     os.wait()
@@ -98,7 +96,7 @@ def ended(run, tmp_path_factory):
 
 
 @pytest.mark.parametrize("words", LIGHT)
-def test_a_command_that_trains_nothing_imports_no_torch_timm_torchvision_or_matplotlib(words, ended):
+def test_a_command_that_trains_nothing_imports_no_flower_torch_timm_or_matplotlib(words, ended):
     code, heavy = ended[words]
     assert heavy == []
     refused = words.startswith(

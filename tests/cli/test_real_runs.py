@@ -125,7 +125,7 @@ main()
 
 def test_ctrl_c_ends_all_processes_of_a_run_and_keeps_the_scores_so_far(env, tmp_path):
     before = sockets()
-    words = [f"problem={SLOW}", "iterations=1000000", "evaluate-every=10", "--out", "out"]
+    words = [f"problem={SLOW}", "iterations=1000000", "evaluate-every=3", "--out", "out"]
     command = [sys.executable, "-c", INTERRUPTIBLE, "run", *words]
     with subprocess.Popen(
         command, env=env, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
@@ -139,7 +139,7 @@ def test_ctrl_c_ends_all_processes_of_a_run_and_keeps_the_scores_so_far(env, tmp
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert results["status"] == "stopped"
     assert [p["peer"] for p in results["peers"]] == [0, 1, 2, 3]  # with the scores that their journals have
-    assert all(p["accuracy"] is not None and p["iterations"] >= 10 for p in results["peers"])
+    assert all(p["accuracy"] is not None and p["iterations"] >= 3 for p in results["peers"])
     assert len(results["history"]) > 1
     assert marked(env) == []
     assert sockets() == before

@@ -10,12 +10,14 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
-from sklearn.datasets import load_digits
 
 from p2pft_flower.algorithms import simulate
 from p2pft_flower.topology import Graph
 from p2pft_flower.topology.views import View
 from tests.host.quadratic import Peer, Quadratics, Score
+from tests.later import Later
+
+sklearn_datasets = Later("sklearn.datasets")
 
 DIGITS, PIXELS = 10, 64
 BATCH = 96
@@ -25,7 +27,7 @@ BATCH = 96
 @lru_cache(maxsize=1)
 def _images():
     """Return images for training and testing, each (images, 64) float32 without what all have in common."""
-    whole = load_digits()
+    whole = sklearn_datasets.load_digits()
     images, labels = (whole.data / 16).astype(np.float32), whole.target
     test = np.arange(len(labels)) % 4 == 3
     common = images[~test].mean(axis=0)

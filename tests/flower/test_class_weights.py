@@ -6,17 +6,19 @@ import csv
 
 import numpy as np
 import pytest
-from sklearn.utils.class_weight import compute_class_weight
 
 from p2pft_flower.flower import client
 from p2pft_flower.learning.objective import PeerObjective
 from p2pft_flower.report.results import read_results
+from tests.later import Later
 from tests.several_labels import NAMES as LOOKS
 from tests.several_labels import write_digits
 
 from .engine import run_app
 from .sameness import tails
 from .test_moved_data import interrupted
+
+class_weight = Later("sklearn.utils.class_weight")
 
 NAMES = ("common", "rare", "rarest")
 TRAIN, TEST = (240, 12, 6), (40, 40, 40)
@@ -81,7 +83,7 @@ def test_all_have_scikit_learns_weights_of_the_pooled_labels_and_the_same_theta_
     for nodes in hosts:
         run_app(tmp_path / str(nodes), nodes=nodes, **settings)
     labels = np.load(features)["train.labels"]
-    theirs = compute_class_weight("balanced", classes=np.arange(3), y=labels)
+    theirs = class_weight.compute_class_weight("balanced", classes=np.arange(3), y=labels)
     peers = 4 if algorithm == "p2pft" else 1
     assert weights == [theirs.astype(np.float32).tolist()] * peers * len(hosts)
     assert len({str(tails(tmp_path / str(nodes), range(peers))) for nodes in hosts}) == 1

@@ -12,7 +12,6 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
-from sklearn import metrics
 
 from p2pft_flower.cli.settings import parse_settings
 from p2pft_flower.errors import P2PFTError
@@ -31,11 +30,14 @@ from p2pft_flower.learning.theta import tail_vector
 from p2pft_flower.report.results import read_results
 from tests.blocks import ROOT, blocks_of, commands_of
 from tests.cli.test_commands import invoke
+from tests.later import Later
 from tests.several_labels import NAMES, rows_of, write_digits, write_site_tables, write_table
 from tests.test_document_blocks import run_here
 
 from .engine import run_app
 from .sameness import tails
+
+metrics = Later("sklearn.metrics")
 
 SETTINGS = {"topology": "ring:4", "iterations": 40, "evaluate_every": 20, "learning_rate": 0.1, "threads": 1}
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from scipy.stats import norm
 
 from p2pft_flower.learning import bootstrap
 from p2pft_flower.learning.bootstrap import intervals
 from p2pft_flower.learning.class_scores import class_scores
+from tests.later import Later
+
+stats = Later("scipy.stats")
 
 APART = 2.0
 """The distance of two classes' scores, in standard deviations."""
@@ -29,7 +31,7 @@ def two_classes(rng, images=40):
 def test_intervals_hold_the_true_scores_as_often_as_their_level_says(level, monkeypatch):
     monkeypatch.setattr(bootstrap, "RESAMPLES", 200)
     rng, repeats = np.random.default_rng(1), 150
-    recall, auroc = norm.cdf(APART / 2), norm.cdf(APART / np.sqrt(2))
+    recall, auroc = stats.norm.cdf(APART / 2), stats.norm.cdf(APART / np.sqrt(2))
     true = {"accuracy": recall, "balanced_accuracy": recall, "macro_f1": recall}
     held = dict.fromkeys([*true, "recall", "auroc"], 0)
     for _ in range(repeats):

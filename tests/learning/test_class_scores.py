@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from sklearn import metrics
 
 from p2pft_flower.learning.class_scores import (
     BINS,
@@ -15,6 +14,9 @@ from p2pft_flower.learning.class_scores import (
 )
 from p2pft_flower.scores import MOST_CELLS, MOST_ROWS, ClassScores, has_confusion, has_rows
 from p2pft_flower.typed import decoded, encoded
+from tests.later import Later
+
+metrics = Later("sklearn.metrics")
 
 NAMES = ("ant", "bee", "cat", "dog")
 

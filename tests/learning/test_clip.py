@@ -7,7 +7,6 @@ import logging
 from dataclasses import replace
 
 import numpy as np
-import open_clip
 import pytest
 import timm
 import torch
@@ -31,7 +30,10 @@ from p2pft_flower.learning.model.tower_names import GLYPH_CLIP, GLYPH_CLIP_FOLDE
 from p2pft_flower.learning.settings import check_learning, require_here
 from p2pft_flower.learning.tails import Tail
 from p2pft_flower.learning.workload import Workload
+from tests.later import Later
 from tests.letters import DIGITS, write_letters, write_names
+
+open_clip = Later("open_clip")
 
 CLIP = {"model": GLYPH_CLIP, "head": "text", "text_tower": GLYPH_CLIP}
 CLASSES = tuple("0123456789")

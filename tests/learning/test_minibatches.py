@@ -7,7 +7,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.utils.class_weight import compute_class_weight
 from torch import nn
 
 from p2pft_flower.algorithms.objective import peer_weights
@@ -22,8 +21,11 @@ from p2pft_flower.learning.objective import PeerObjective
 from p2pft_flower.learning.scoring import Scored
 from p2pft_flower.learning.theta import tail_vector
 from p2pft_flower.learning.workload import Workload
+from tests.later import Later
 
 from .conftest import MemoryFeatures, small_vit, write_images
+
+class_weight = Later("sklearn.utils.class_weight")
 
 BATCH = 4
 SIZES = [(1, 1, 1), (1, 2, 9), (3, 4), (9, 9), (2, 3, 3, 8), (6,)]
@@ -204,7 +206,7 @@ def uneven_labels(several):
 def test_the_weights_are_scikit_learns_and_a_class_without_images_disturbs_none():
     labels, counts = uneven_labels(several=False)
     weights = balanced_weights(counts, several=False)
-    theirs = compute_class_weight("balanced", classes=np.unique(labels), y=labels.numpy())
+    theirs = class_weight.compute_class_weight("balanced", classes=np.unique(labels), y=labels.numpy())
     np.testing.assert_allclose(weights[np.unique(labels)], theirs, rtol=1e-7)
     assert weights[labels].sum() == pytest.approx(20)
 

@@ -9,8 +9,6 @@ import sys
 import numpy as np
 import pytest
 import torch
-from scipy.optimize import brentq
-from scipy.stats import kstest, norm
 from torch import nn
 
 from p2pft_flower.config import LearningConfig
@@ -23,8 +21,11 @@ from p2pft_flower.learning.objective import PeerObjective
 from p2pft_flower.learning.privacy import ClippedGradients, Privacy, epsilon
 from p2pft_flower.learning.theta import tail_vector, trained_parameters
 from p2pft_flower.learning.workload import Workload
+from tests.later import Later
 
 from .conftest import DROPS, MemoryFeatures, small_swin, small_vit
+
+optimize, stats = Later("scipy.optimize"), Later("scipy.stats")
 
 accountant = pytest.mark.skipif(importlib.util.find_spec("opacus") is None, reason="Opacus is not installed")
 
@@ -166,7 +167,7 @@ def test_the_noise_is_gaussian_with_the_promised_deviation():
     settings = private(clip=0.5, noise=3.0, batch=4)
     noise = settings.release(np.zeros(200_000, np.float32), 0)
     assert noise.dtype == np.float32
-    assert kstest(noise, norm(0, 3.0 * 0.5 / 4).cdf).pvalue > 0.01
+    assert stats.kstest(noise, stats.norm(0, 3.0 * 0.5 / 4).cdf).pvalue > 0.01
     other = settings.release(np.zeros(200_000, np.float32), 1)
     assert abs(np.corrcoef(noise, other)[0, 1]) < 0.01
 
@@ -309,7 +310,10 @@ def test_epsilon_is_the_published_one_or_what_a_later_theorem_makes_of_it(noise,
 def test_with_all_images_in_every_batch_epsilon_bounds_the_exact_one_closely(noise, steps):
     # Balle and Wang (2018), theorem 8: δ(ε) of Gaussian noise; T of them are as one of σ / √T.
     m = math.sqrt(steps) / noise
-    exact = brentq(lambda e: norm.cdf(m / 2 - e / m) - math.exp(e) * norm.cdf(-m / 2 - e / m) - 1e-5, 0, 99)
+    norm = stats.norm
+    exact = optimize.brentq(
+        lambda e: norm.cdf(m / 2 - e / m) - math.exp(e) * norm.cdf(-m / 2 - e / m) - 1e-5, 0, 99
+    )
     assert exact < epsilon(noise=noise, rate=1.0, releases=steps, delta=1e-5) < 1.12 * exact
 
 

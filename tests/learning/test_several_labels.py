@@ -5,8 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from sklearn import metrics
-from sklearn.calibration import calibration_curve
 from torch import nn
 
 from p2pft_flower.learning.class_scores import BINS, balanced_accuracy, class_scores
@@ -21,8 +19,12 @@ from p2pft_flower.learning.scoring import Answers, prediction_rows, scores_of
 from p2pft_flower.learning.theta import tail_vector, trained_parameters
 from p2pft_flower.scores import ClassScores
 from p2pft_flower.typed import decoded, encoded
+from tests.later import Later
 
 from .conftest import MemoryFeatures, small_swin, small_vit
+
+metrics = Later("sklearn.metrics")
+calibration = Later("sklearn.calibration")
 
 NAMES = ("ant", "bee", "cat", "dog", "eel")
 
@@ -162,7 +164,7 @@ def test_each_number_of_a_label_is_that_of_scikit_learns_function_of_its_name():
 
 def test_calibration_is_of_labels_probabilities_over_all_images():
     labels, predicted, probabilities = answered()
-    right, confident = calibration_curve(labels.ravel(), probabilities.ravel(), n_bins=BINS)
+    right, confident = calibration.calibration_curve(labels.ravel(), probabilities.ravel(), n_bins=BINS)
     edges = np.linspace(0, 1, BINS + 1)
     counts = np.histogram(probabilities.ravel(), edges)[0]
     expected = np.sum(counts[counts > 0] / labels.size * np.abs(right - confident))

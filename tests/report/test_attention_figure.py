@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from p2pft_flower.report.attention_figure import (
     Panel,
@@ -12,6 +11,9 @@ from p2pft_flower.report.attention_figure import (
     attention_table,
     draw_attention,
 )
+from tests.later import Later
+
+figure = Later("matplotlib.figure")
 
 
 def row(group, right, channels=3):
@@ -26,8 +28,10 @@ def row(group, right, channels=3):
 def figure_of(monkeypatch, rows, tmp_path):
     """Draw ``rows`` and return the figure that was saved."""
     saved = []
-    save = Figure.savefig
-    monkeypatch.setattr(Figure, "savefig", lambda self, *a, **k: (saved.append(self), save(self, *a, **k)))
+    save = figure.Figure.savefig
+    monkeypatch.setattr(
+        figure.Figure, "savefig", lambda self, *a, **k: (saved.append(self), save(self, *a, **k))
+    )
     draw_attention(rows, ["Local-FT", "centralised"], "title", "subtitle", tmp_path / "f.png")
     assert (tmp_path / "f.png").stat().st_size > 5_000
     return saved[0]

@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import matplotlib.image
 import pytest
 from typer.testing import CliRunner, Result
 
 from p2pft_flower.cli.topology import app
 from p2pft_flower.topology import Graph
 from p2pft_flower.topology.draw import draw
+from tests.later import Later
+
+image = Later("matplotlib.image")
 
 
 def run(*arguments: str) -> Result:
@@ -110,7 +112,7 @@ def test_a_picture_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
 def test_pictures_are_png_and_not_empty(x: str, tmp_path: Path) -> None:
     path = tmp_path / "graph.png"
     assert run("show", x, "--png", str(path)).exit_code == 0
-    pixels = matplotlib.image.imread(path)
+    pixels = image.imread(path)
     assert min(pixels.shape[:2]) > 300
     assert len({tuple(pixel) for pixel in pixels[::5, ::5].reshape(-1, pixels.shape[2])}) > 3
 

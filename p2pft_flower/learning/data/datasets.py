@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import cache
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
 from p2pft_flower.errors import ConfigError, DataError
 from p2pft_flower.learning.data.dataset_names import (
@@ -19,10 +17,10 @@ from p2pft_flower.learning.data.dataset_names import (
     TORCHVISION,
     check_dataset_name,
 )
+from p2pft_flower.learning.data.digits import digits
 from p2pft_flower.learning.data.feature_files import features
 from p2pft_flower.learning.data.hf_sets import hf_dataset
 from p2pft_flower.learning.data.image_folders import folder
-from p2pft_flower.learning.data.images import array_content
 from p2pft_flower.learning.data.label_arrays import (
     SEPARATOR,
     has_several,
@@ -38,37 +36,6 @@ from p2pft_flower.learning.data.tables import table
 from p2pft_flower.plugins import call_reference, telling_of_the_bundle
 
 __all__ = ["DATASETS", "TORCHVISION", "Dataset", "Split", "load_dataset"]
-
-TEST_SHARE = 0.2
-"""Share of the digits that are test images; the split does not depend on the run's seed."""
-
-
-@cache
-def _digits() -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64], list[npt.NDArray[np.int64]]]:
-    """Return the digits' pixels, their labels, and which are to train and to test; read once a process."""
-    from sklearn.datasets import load_digits
-    from sklearn.model_selection import train_test_split
-
-    images, labels = load_digits(return_X_y=True)
-    # Counts of 0..16 to grey levels of 0..255.
-    pixels = np.rint(images.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
-    parts = train_test_split(np.arange(len(labels)), test_size=TEST_SHARE, stratify=labels, random_state=0)
-    return pixels, labels.astype(np.int64), parts
-
-
-def digits(data_dir: str) -> Dataset:  # noqa: ARG001 - a dataset's signature
-    """Return scikit-learn's own 1,797 digits of 8 × 8 pixels: 1,437 to train, 360 to test."""
-    pixels, labels, (train, test) = _digits()
-
-    def split(positions: npt.NDArray[np.int64]) -> Split:
-        return Split(
-            labels=labels[positions],
-            read=lambda index: Image.fromarray(pixels[positions[index]]),
-            content=lambda index: array_content(pixels[positions[index]]),
-        )
-
-    return Dataset("digits", tuple(str(d) for d in range(10)), split(train), split(test))
-
 
 DATASETS: dict[str, Callable[[str], Dataset]] = {"digits": digits}
 

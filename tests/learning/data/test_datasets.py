@@ -40,6 +40,18 @@ def test_the_digits_are_all_of_scikit_learns_each_in_one_split_only(digits):
     assert ours == sorted((label, *row) for label, row in zip(source.target, theirs, strict=True))
 
 
+def test_the_digits_are_split_as_scikit_learn_does_image_by_image(digits):
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    images, labels = load_digits(return_X_y=True)
+    grey = np.rint(images.reshape(-1, 8, 8) * (255 / 16))
+    splits = train_test_split(grey, labels, test_size=0.2, stratify=labels, random_state=0)
+    ours = pixels(digits.train), pixels(digits.test), digits.train.labels, digits.test.labels
+    for own, theirs in zip(ours, splits, strict=True):
+        np.testing.assert_array_equal(own, theirs)
+
+
 def test_the_digits_are_grey_images_of_8_by_8_over_the_whole_range_of_grey_levels(digits):
     image = digits.train.read(0)
     assert (image.mode, image.size) == ("L", (8, 8))

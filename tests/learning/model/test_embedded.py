@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from matplotlib.ft2font import FT2Font
 from safetensors import safe_open
 from safetensors.torch import load_file
 from timm.data import resolve_data_config
@@ -17,24 +16,19 @@ from timm.data import resolve_data_config
 from p2pft_flower.errors import DataError
 from p2pft_flower.learning.model import embedded
 from p2pft_flower.learning.model.embedded import MEAN, STD, WEIGHTS_FILE, create_glyph_vit
-from tools.embedded_weights import make_weights
-from tools.embedded_weights.glyphs import (
-    ALPHABET,
-    FACES,
-    LEFT_OUT,
-    UNSEEN_FACE,
-    draw,
-    font_path,
-    load_bank,
-)
-from tools.embedded_weights.score import linear_probe, load_split
+from tests.later import Later
+
+ft2font = Later("matplotlib.ft2font")
+glyphs = Later("tools.embedded_weights.glyphs")
+make_weights = Later("tools.embedded_weights.make_weights")
+probe = Later("tools.embedded_weights.score")
 
 PACKAGED = Path(str(files(embedded) / WEIGHTS_FILE))
 
 
 @pytest.fixture(scope="module")
 def few_letters():
-    return load_bank({"DejaVuSans": "AEh", "cmr10": "AEh"})
+    return glyphs.load_bank({"DejaVuSans": "AEh", "cmr10": "AEh"})
 
 
 def test_weights_stay_below_two_megabytes():
@@ -44,7 +38,7 @@ def test_weights_stay_below_two_megabytes():
 def test_file_says_how_it_was_made():
     with safe_open(PACKAGED, framework="pt") as file:
         metadata = file.metadata()
-    assert metadata["alphabet"] == ALPHABET
+    assert metadata["alphabet"] == glyphs.ALPHABET
     assert metadata["seed"] == "0"
     assert metadata["steps"] == str(make_weights.STEPS)
     assert float(metadata["letter_accuracy"]) > 0.9
@@ -96,29 +90,29 @@ def test_timm_reads_the_data_config():
 
 
 def test_no_digit_is_in_the_alphabet():
-    assert len(set(ALPHABET)) == len(ALPHABET)
-    assert all(unicodedata.category(sign) in ("Lu", "Ll") for sign in ALPHABET)
-    assert not any(sign.isnumeric() for sign in ALPHABET)
-    assert not set(ALPHABET) & set("".join(LEFT_OUT.values()))
-    assert all(set(letters) <= set(ALPHABET) for letters in FACES.values())
+    assert len(set(glyphs.ALPHABET)) == len(glyphs.ALPHABET)
+    assert all(unicodedata.category(sign) in ("Lu", "Ll") for sign in glyphs.ALPHABET)
+    assert not any(sign.isnumeric() for sign in glyphs.ALPHABET)
+    assert not set(glyphs.ALPHABET) & set("".join(glyphs.LEFT_OUT.values()))
+    assert all(set(letters) <= set(glyphs.ALPHABET) for letters in glyphs.FACES.values())
 
 
 def test_every_font_has_its_letters():
     # A font without a letter draws a box in its place, and the model would learn the box.
-    for face, letters in FACES.items():
-        known = FT2Font(str(font_path(face))).get_charmap()
+    for face, letters in glyphs.FACES.items():
+        known = ft2font.FT2Font(str(glyphs.font_path(face))).get_charmap()
         assert {letter for letter in letters if ord(letter) not in known} == set(), face
-    assert UNSEEN_FACE not in FACES
+    assert glyphs.UNSEEN_FACE not in glyphs.FACES
 
 
 def test_glyphs_are_counts_as_in_the_uci_digits(few_letters):
-    images, labels = draw(few_letters, 64, torch.Generator().manual_seed(0))
+    images, labels = glyphs.draw(few_letters, 64, torch.Generator().manual_seed(0))
     assert images.shape == (64, 1, 8, 8)
     assert torch.equal(images * 16, (images * 16).round())
     assert images.min() == 0
     assert images.max() == 1
-    assert {ALPHABET[label] for label in labels.tolist()} == set("AEh")
-    again, _ = draw(few_letters, 64, torch.Generator().manual_seed(0))
+    assert {glyphs.ALPHABET[label] for label in labels.tolist()} == set("AEh")
+    again, _ = glyphs.draw(few_letters, 64, torch.Generator().manual_seed(0))
     assert torch.equal(images, again)
 
 
@@ -139,7 +133,7 @@ def test_script_draws_a_preview(tmp_path, monkeypatch, few_letters):
 
 
 def test_letters_help_with_digits():
-    digits = load_split("validation")
+    digits = probe.load_split("validation")
     torch.manual_seed(0)
-    random = linear_probe(create_glyph_vit(10, pretrained=False), digits)
-    assert linear_probe(create_glyph_vit(10), digits) > max(0.9, random + 0.1)
+    random = probe.linear_probe(create_glyph_vit(10, pretrained=False), digits)
+    assert probe.linear_probe(create_glyph_vit(10), digits) > max(0.9, random + 0.1)
