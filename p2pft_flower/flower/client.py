@@ -390,7 +390,7 @@ def rejoin(run: str, site: Site, folder: Path | None = None) -> tuple[Outcome, P
     Parameters
     ----------
     run : str
-        The run's id, or its name if ``folder`` is not given.
+        The run's id, or its name.
     site : Site
         The site's settings, as its SuperNode has them.
     folder : Path, optional
@@ -422,6 +422,7 @@ def rejoin(run: str, site: Site, folder: Path | None = None) -> tuple[Outcome, P
     folder = folder.expanduser().absolute()
     log.info("peer %d is to rejoin run %s: it reads its plan, its data and its model", site.peer_id, run)
     plan = dataclasses.replace(kept_plan(folder, run, site.peer_id), output_dir=str(folder))
+    run = plan.run
     told = {} if plan.facts is None else plan.facts.versions
     if differing := [
         f"{p} {v} (the run has {told[p]})" for p, v in versions().items() if told.get(p, v) != v

@@ -15,7 +15,7 @@ from p2pft_flower.errors import ConfigError
 from p2pft_flower.flower.metrics import require_metrics
 from p2pft_flower.host.wires import Access
 from p2pft_flower.keeping.folders import require_writable
-from p2pft_flower.keeping.rejoining import interrupted
+from p2pft_flower.keeping.rejoining import interrupted, last_place
 from p2pft_flower.keeping.run_folders import Found, find_run, folder_name
 from p2pft_flower.learning.data.dataset_names import refuse_data_dir
 from p2pft_flower.report.results import default_output_dir, runs_folder
@@ -266,7 +266,9 @@ class Site:
     def found(self, wanted: str) -> Found:
         """Return the run on this machine that has the id or the name ``wanted``.
 
-        If there is none, ``wanted`` is taken for an id, and the folder is the one that the run would have.
+        If there is none among the site's runs, it is the one that a killed process of this peer was in, in a
+        folder that the run-config may have chosen. Else ``wanted`` is taken for an id, and the folder is the
+        one that the run would have.
 
         Raises
         ------
@@ -275,7 +277,7 @@ class Site:
         """
         self._check_id(wanted)
         above = self._runs()
-        return find_run(above, wanted) or Found(wanted, above / wanted)
+        return find_run(above, wanted) or last_place(self.peer_id, wanted) or Found(wanted, above / wanted)
 
     def interrupted(self, folder: Path | None = None) -> Found | str:
         """Return what :func:`~p2pft_flower.keeping.rejoining.interrupted` finds among the site's runs.

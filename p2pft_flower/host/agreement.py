@@ -286,22 +286,28 @@ class Agreement:
             here.number == last.number + 1 and me in last.members and not joined.issuperset(rules.groups[me])
         )
         now = self._clock()
+        why = {p: why for p, why in self._why.items() if p not in view.peers}
+        why |= {p: revoked for p in lost if p not in why and (revoked := self._revoked(p))}
         new = NewView(
             here.number,
             view,
             here.iteration,
             lost,
             tuple(sorted(joined)),
-            {p: why for p, why in self._why.items() if p not in view.peers},
+            why,
             now - (now if self._paused_at is None else self._paused_at),
             here.donor(me),
-            {p: self._presume(p) for p in lost if p not in self._why} if was_there else {},
+            {p: self._presume(p) for p in lost if p not in why} if was_there else {},
         )
         self._settled, self._installed, self._why = here, False, {}
         # The view may change again by now: `recheck` notices that.
         changes = self._state.phase is Phase.CHANGING or self._state.excluded
         self._paused_at = now if changes else None
         return new
+
+    def _revoked(self, peer: int) -> str:
+        """Return why nobody may speak with ``peer`` whose certificate was revoked; empty if it was not."""
+        return "" if self._heartbeats is None else self._heartbeats.revoked(peer)
 
     def _presume(self, peer: int) -> str:
         """Return the likely reason why the new view is without ``peer``, which this host has not missed."""

@@ -16,6 +16,7 @@ from p2pft_flower.config import RunConfig
 from p2pft_flower.errors import DataError
 from p2pft_flower.host.history import History
 from p2pft_flower.host.standings import Heard
+from p2pft_flower.host.waits_heard import WaitsHeard, awaited_by
 from p2pft_flower.keeping import sketch
 from p2pft_flower.keeping.bulletins import (
     Bulletin,
@@ -31,7 +32,7 @@ from p2pft_flower.keeping.processes import start_mark
 from p2pft_flower.keeping.progress import scored
 from p2pft_flower.transport import Standing
 
-__all__ = ["BulletinWriter", "awaited_by"]
+__all__ = ["BulletinWriter"]
 
 log = logging.getLogger("p2pft_flower")
 
@@ -86,6 +87,7 @@ class BulletinWriter:
         """The most iterations that each peer is known to have completed."""
         self._error: float | None = None
         self._history = History(self._all)
+        self._waits = WaitsHeard(hosts, own)
         self._first = tuple(p for p in self._all if p not in gone)
         self._last_words = dict(gone)
         """The time of the last word of each peer; of a peer that is in no view, from before it was lost."""
@@ -118,6 +120,7 @@ class BulletinWriter:
         self._history.hear(heard)
         apart = self._consensus(heard, live)
         self._note_words(heard, spoken, live)
+        self._waits.look(heard, time.monotonic())
         bulletin = Bulletin(
             run=self._run,
             n=self._n,
@@ -140,7 +143,7 @@ class BulletinWriter:
                 for p, m in sorted((p, m) for m, peers in self._hosts.items() for p in peers)
             ),
             views=tuple(views[-_VIEWS:]),
-            stalls=tuple(stalls),
+            stalls=(*stalls, *self._waits.over),
             consensus_error=apart,
             edges=_edges(heard, live, views),
             history=self._history.scores,
@@ -202,11 +205,6 @@ class BulletinWriter:
             self._error = sketch.consensus_error([np.array(there[p].sketch, np.float32) for p in live])
             self._history.note_apart(there[live[0]].iteration, self._error)
         return self._error
-
-
-def awaited_by(standing: Standing | None) -> int | None:
-    """Return the peer whose payload a member waits for; None if it waits for none."""
-    return standing.awaited if standing is not None and standing.HasField("awaited") else None
 
 
 def _edges(

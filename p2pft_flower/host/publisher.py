@@ -10,12 +10,13 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
-from p2pft_flower.host.bulletin import BulletinWriter, awaited_by
-from p2pft_flower.host.long_waits import AT_LEAST, Awaited, LongWait, LongWaits
+from p2pft_flower.host.bulletin import BulletinWriter
+from p2pft_flower.host.long_waits import Awaited, LongWait, LongWaits
 from p2pft_flower.host.meeting import Meeting
 from p2pft_flower.host.pauses import Pauses
 from p2pft_flower.host.site_log import SiteLog
 from p2pft_flower.host.standings import Standings, most_edges
+from p2pft_flower.host.waits_heard import chain_of, stall_of
 from p2pft_flower.host.wires import Wires
 from p2pft_flower.keeping import sketch
 from p2pft_flower.keeping.journal import JournalError
@@ -36,9 +37,6 @@ _OF_LATE = 60.0
 
 _END = 5.0
 """Seconds that the thread has to end."""
-
-_WAITS = 2.0
-"""Seconds for which a peer must have waited, by its own word, to be part of a chain of those that wait."""
 
 _STALLS = 64
 """The most stalls in a bulletin: the latest."""
@@ -132,6 +130,7 @@ class Publisher:
         self._stalls: deque[Stall] = deque(maxlen=_STALLS)
         self._own = tuple(p.peer for p in plan.peers)
         self._hosts = plan.hosts or {self._own[0]: self._own}
+        self._member_of = {p: m for m, peers in self._hosts.items() for p in peers}
         self._trains = self._exchanges = False
         self._rate = _Rate()
         self._done = 0
@@ -202,8 +201,10 @@ class Publisher:
                 if self._closed.wait(self._interval):
                     return
                 pause = self._pauses.end(self._interval)
-                if pause is not None and self._log is not None:
-                    self._log.paused(pause, time.time())
+                if pause is not None:
+                    self._rate.begin_anew()
+                    if self._log is not None:
+                        self._log.paused(pause, time.time())
         except Exception:
             log.exception("p2pft status will show nothing new of peers %s", list(self._own))
 
@@ -237,7 +238,8 @@ class Publisher:
         whom = None
         if awaited is not None:
             peer, since = awaited
-            whom = Awaited(peer, since, wires.heartbeats.spoken(peer), self._chain(peer))
+            chain = chain_of(peer, self._standings.heard(), self._member_of, self._own)
+            whom = Awaited(peer, since, wires.heartbeats.spoken(peer), chain)
         told = self._waits.look(whom, now, self._rate.value)
         if self._log is not None:
             self._log.waits(told)
@@ -247,15 +249,7 @@ class Publisher:
                 self._note_stall(wait)
 
     def _note_stall(self, wait: LongWait) -> None:
-        of = wait.awaited
-        stall = Stall(
-            peer=self._own[0],
-            iteration=self._done,
-            awaited=of.peer,
-            last=of.chain[-1] if of.chain else of.peer,
-            silent=of.spoken is None or of.spoken > AT_LEAST,
-            seconds=wait.seconds,
-        )
+        stall = stall_of(wait, self._own[0], self._done)
         self._stalls.append(stall)
         try:
             self._stalled(stall)
@@ -281,20 +275,3 @@ class Publisher:
     def _incarnation(self) -> int:
         wires = self._wires()
         return 0 if wires is None or wires.agreement is None else wires.agreement.incarnation
-
-    def _chain(self, peer: int) -> tuple[int, ...]:
-        """Return whom ``peer`` waits for, whom that one waits for, and so on, as far as is known."""
-        heard, seen = self._standings.heard(), [peer]
-        while (there := heard.get(self._member(seen[-1]))) is not None:
-            further = awaited_by(there.standing)
-            if further is None or further in seen or further in self._own:
-                break
-            # It said so long after it had begun to wait: a peer that is gone has said so as it always does.
-            if there.standing is None or there.standing.busy < _WAITS:
-                break
-            seen.append(further)
-        return tuple(seen[1:])
-
-    def _member(self, peer: int) -> int:
-        """Return the member whose host runs ``peer``."""
-        return next(m for m, peers in self._hosts.items() if peer in peers)

@@ -170,7 +170,8 @@ class Bulletin(msgspec.Struct, frozen=True, kw_only=True):
     views : tuple of ViewChange
         The changes of view so far, the latest 64 at most.
     stalls : tuple of Stall
-        The unusually long waits of this process that are over, the latest 64 at most.
+        The unusually long waits that are over: of this process, the latest 64 at most, and of the others, the
+        latest 64 at most that their standings have told of, to about a second.
     consensus_error : float or None
         An estimate of the peers' distance from their mean after the last iteration of which the sketches of
         all live peers are here; None before that.

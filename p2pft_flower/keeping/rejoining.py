@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 from p2pft_flower.errors import Cause, ConfigError, DataError
+from p2pft_flower.keeping.bulletins import bulletins
 from p2pft_flower.keeping.folders import read_private, replacing
 from p2pft_flower.keeping.journal import by_run, read_whole_lines
 from p2pft_flower.keeping.lines import AnyLine, Failed, Outcome
@@ -14,7 +15,7 @@ from p2pft_flower.keeping.run_folders import Found, begun_by_journal, split_name
 from p2pft_flower.keeping.running import running
 from p2pft_flower.plan import Plan
 
-__all__ = ["interrupted", "kept_plan", "plan_file", "save_plan"]
+__all__ = ["interrupted", "kept_plan", "last_place", "plan_file", "save_plan"]
 
 _OVER = (Cause.STOPPED.name, Cause.HEARSAY.name, Cause.RUN.name)
 """Causes of a failure after which nobody trains the run any more."""
@@ -57,7 +58,7 @@ def kept_plan(folder: Path, run: str, peer: int) -> Plan:
     folder : Path
         The run's folder on this machine.
     run : str
-        The run's id.
+        The run's id, or its name.
     peer : int
         The peer.
 
@@ -78,11 +79,12 @@ def kept_plan(folder: Path, run: str, peer: int) -> Plan:
         raise DataError(f"{path}: cannot be read ({error.strerror}); is it another user's?") from error
     except DataError as error:
         raise DataError(f"{path}: {error}; the run goes on without peer {peer}") from error
-    if (plan.run, [p.peer for p in plan.peers]) != (run, [peer]):
+    if run not in {plan.run, plan.config.runtime.name or plan.run} or [p.peer for p in plan.peers] != [peer]:
         whose = ", ".join(str(p.peer) for p in plan.peers)
         raise ConfigError(
             f"{path} is of peer {whose} of run {plan.run}, not of peer {peer} of run {run}: a file was moved"
         )
+    run = plan.run
     for there in running(run):
         if peer in there.peers:
             raise ConfigError(
@@ -101,6 +103,26 @@ def kept_plan(folder: Path, run: str, peer: int) -> Plan:
             last.error,
         )
     return plan
+
+
+def last_place(peer: int, run: str | None = None) -> Found | None:
+    """Return the last run in which a process of this machine that was killed trained ``peer``.
+
+    It is known by the process's bulletin, which is there for a day, and tells the run's folder also if the
+    run-config chose that.
+
+    Parameters
+    ----------
+    peer : int
+        The peer.
+    run : str, optional
+        The id or the name of the only run to look for.
+    """
+    killed = [b for b in bulletins(run) if peer in b.own and not b.alive]
+    last = max(killed, key=lambda b: b.begun, default=None)
+    if last is None or not plan_file(Path(last.folder), peer).is_file():
+        return None
+    return Found(last.run, Path(last.folder), f"run {last.run} was trained here, in {last.folder}")
 
 
 def interrupted(above: Path, peer: int, folder: Path | None = None) -> Found | str:
@@ -145,6 +167,8 @@ def interrupted(above: Path, peer: int, folder: Path | None = None) -> Found | s
 def _last_folder(above: Path, peer: int) -> Path | None:
     """Return the folder of the run that ``peer`` began last; None if there is none."""
     folders = [path.parent.parent for path in above.glob(f"*/peers/peer-{peer}.jsonl")]
+    if (last := last_place(peer)) is not None:
+        folders.append(last.folder)
     return max(folders, key=lambda one: (begun_by_journal(one) or 0.0, one.name), default=None)
 
 
@@ -172,7 +196,10 @@ def _run_in(folder: Path, peer: int) -> str:
 
 def _not_here(folder: Path, run: str, peer: int) -> str:
     if not folder.is_dir():
-        why = f"there is no {folder}: is that the site's output-dir, and was the run here?"
+        why = (
+            f"there is no {folder}: is that the site's output-dir, and was the run here? If the run-config "
+            "chose its folder (output-dir, or p2pft run --out), give that one with --output-dir"
+        )
     elif others := sorted(p.name for p in folder.glob("peers/peer-*.plan.json")):
         why = f"{folder} has {', '.join(others)}: is peer-id right?"
     else:

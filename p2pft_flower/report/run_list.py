@@ -96,6 +96,8 @@ def is_run(folder: Path) -> bool:
 
 def _key(path: Path, key: str) -> object:
     """Return the value of a key in a file of JSON; None without the key or the file."""
+    if not path.is_file():  # to read a pipe would never end
+        return None
     try:
         return read_object(path.read_bytes(), path).get(key)
     except (OSError, DataError):

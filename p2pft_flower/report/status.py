@@ -100,7 +100,7 @@ class RunStatus(msgspec.Struct, frozen=True, kw_only=True):
     views : tuple of ViewChange
         The changes of view.
     stalls : tuple of Stall
-        When peers of this machine waited unusually long, and for whom; what is over.
+        When peers waited unusually long, and for whom; what is over.
     stand_stills : tuple of StandStill
         When all hosts of the view waited, and for whom, as far as the waits that are known here show it.
     consensus_error : float or None
@@ -153,6 +153,7 @@ def status_of(bulletins: Sequence[Bulletin], now: float) -> RunStatus:
     if done is None:  # as where a peer is about to come back: so far the run was at least when it was lost
         done = max((p.iteration for p in peers), default=0)
     at_risk, risk = _risk(best, peers)
+    stalls = _stalls(bulletins)
     apart = [b for b in bulletins if b.consensus_error is not None]  # the coordinator's: it has the sketches
     return RunStatus(
         run=best.run,
@@ -162,10 +163,8 @@ def status_of(bulletins: Sequence[Bulletin], now: float) -> RunStatus:
         iterations=best.iterations,
         view=_view(best),
         views=best.views,
-        stalls=tuple(longest(s for b in bulletins for s in b.stalls)),
-        stand_stills=tuple(
-            all_stood_still([s for b in bulletins for s in b.stalls], hosts_of(best), best.views)
-        ),
+        stalls=tuple(longest(stalls)),
+        stand_stills=tuple(all_stood_still(stalls, hosts_of(best), best.views)),
         consensus_error=None if not apart else max(apart, key=lambda b: b.written).consensus_error,
         left=_left([p for p in peers if p.peer in best.live], best.iterations - done),
         at_risk=at_risk,
@@ -180,6 +179,16 @@ def knows_most(bulletins: Sequence[Bulletin]) -> Bulletin:
     Of several, one that has seen more views: a process that came back has not seen those before.
     """
     return max(bulletins, key=lambda b: (b.alive, _view(b), len(b.views), bool(b.own), b.written))
+
+
+def _stalls(bulletins: Sequence[Bulletin]) -> list[Stall]:
+    """Return the waits of all hosts: of those of this machine by their own word, of others once each.
+
+    Each process here has heard of the others' waits by itself; the one that has heard of most tells them.
+    """
+    here = {p for b in bulletins for p in b.own}
+    own = [s for b in bulletins for s in b.stalls if s.peer in b.own]
+    return own + max(([s for s in b.stalls if s.peer not in here] for b in bulletins), key=len)
 
 
 def _view(bulletin: Bulletin) -> int:
@@ -280,17 +289,16 @@ def _peer_status(
         since = _gone_for(contact, change, time_now) if gone is None else max(0.0, time_now - gone)
         why = "" if change is None else reason_of(bulletins, change, peer)
         if own is not None and own.alive and since is not None and time_now - own.begun < since:
-            back = (
-                f"it has been coming back for {time_now - own.begun:.0f} s (p2pft rejoin, process {own.pid})"
-            )
-            why = "; ".join(filter(None, (why, back)))
+            why = "; ".join(filter(None, (why, _coming_back(own, time_now))))
     elif own is not None and not own.alive:
         state, since = "ended", time_now - own.written
         why = f"its process {own.pid} here was killed, or its machine was started again"
     elif quiet is not None:
         state, since = "silent", quiet
         why = f"lost after {best.silence:g} s without a word (peer-timeout)" if best.on_failure else ""
-        if own is not None:
+        if own is not None and time_now - own.begun < quiet:  # it is not the process that has fallen silent
+            why = "; ".join(filter(None, (_coming_back(own, time_now), why)))
+        elif own is not None:
             why = "; ".join(filter(None, (f"its process {own.pid} here lives, but stands still", why)))
     elif peer in slow:
         waiting, seconds = slow[peer]
@@ -317,6 +325,11 @@ def _peer_status(
         accuracy_unseen=now.accuracy_unseen,
         bytes_sent=now.bytes_sent,
     )
+
+
+def _coming_back(own: Bulletin, now: float) -> str:
+    """Return since when a new process of this machine asks to be let in."""
+    return f"it has been coming back for {now - own.begun:.0f} s (p2pft rejoin, process {own.pid})"
 
 
 def _gone_for(contact: float | None, change: ViewChange | None, now: float) -> float | None:
@@ -374,7 +387,12 @@ def _risk(best: Bulletin, peers: Sequence[PeerStatus]) -> tuple[bool, str]:
     if best.on_failure == "stop":
         parts.append("the loss of any peer ends the run (on-failure = stop)")
     spare = _spare(best, {p.peer for p in peers if p.state == "ended"})
-    if best.on_failure in ("continue", "wait"):
+    # Views change only once the peers train.
+    begins = not best.views and all(p.state in ("preparing", "unknown") for p in peers)
+    if begins and best.on_failure in ("continue", "wait"):
+        parts.append("until all peers train, the loss of any one ends the run")
+        spare = 1
+    elif best.on_failure in ("continue", "wait"):
         more = "more " if gone or killed else ""
         what = "host" if any(len(host) > 1 for host in hosts_of(best)) else "peer"
         several = f"one {more}{what}" if spare == 1 else f"{spare} {more}{what}s at once"

@@ -272,6 +272,18 @@ class Heartbeats(Closing):
             deadline=limit,
         )
 
+    def revoked(self, remote: int) -> str:
+        """Return why a peer is refused whose certificate was revoked while this host ran; empty of others.
+
+        Empty also if it was heard of since, with a new certificate.
+        """
+        revoked = self._links.revoked(remote)
+        with self._lock:
+            known = self._remotes.get(self._host_of(remote))
+        if revoked is None or (known is not None and known.heard > revoked[0]):
+            return ""
+        return f"{Loss.REVOKED.value}: {revoked[1]}"
+
     def beat(self) -> None:
         """Gossip with all neighbours but those that still must answer; the thread does so each interval."""
         neighbours = self._targets()

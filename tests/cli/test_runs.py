@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from pathlib import Path
 
@@ -174,6 +175,15 @@ def test_a_run_under_way_says_how_far_it_is_and_has_no_end(runs):
         "training, after iteration 40 of 300",
         None,
     )
+
+
+def test_a_pipe_in_place_of_results_does_not_hold_the_list_up(runs):
+    """Whoever reads a pipe waits until somebody writes to it."""
+    for number, name in enumerate(("results.json", "preflight.json")):
+        (runs / str(number)).mkdir(parents=True)
+        os.mkfifo(runs / str(number) / name)
+    answer = CliRunner().invoke(app, ["runs", "--json"])
+    assert answer.exit_code == 0, answer.output
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,9 @@ class Quiet:
     def nudge(self):
         pass
 
+    def revoked(self, peer):
+        return ""
+
 
 def made(me, graph=RING, *, joins=0, iterations=10**6, round_time=0.2, patience=60.0, **times):
     """Return member ``me``'s agreement, not started; in its incarnation ``joins`` it asks to be let in."""
@@ -65,6 +68,18 @@ def test_who_is_left_out_though_nobody_had_missed_it_yet_is_named_with_a_reason(
             views[p].presumed[3] == "peer 3 took no part in agreeing on view 1, and was waited for no longer"
         )
     assert (views[2].why, views[2].presumed) == ({}, {})  # it does not know what was before
+
+
+def test_who_is_left_out_for_a_revoked_certificate_is_named_with_that_by_all_who_have_the_list():
+    hosts = {0: agreement(0), 1: agreement(1), 2: agreement(2, joins=7)}
+    hosts[0]._heartbeats.revoked = {3: "revoked: the certificate of peer 3"}.get
+    try:
+        views = {p: hosts[p].settle(lambda: gossip(hosts), lambda: None) for p in (0, 1, 2)}
+    finally:
+        for host in hosts.values():
+            host.close()
+    assert (views[0].why, views[0].presumed) == ({3: "revoked: the certificate of peer 3"}, {})
+    assert "took no part" in views[1].presumed[3], "it has no list yet"
 
 
 def test_a_host_is_spared_where_the_others_are_a_quorum_and_enough():

@@ -13,6 +13,7 @@ from p2pft_flower.host.meeting import Meeting
 from p2pft_flower.host.pauses import Pause, Pauses
 from p2pft_flower.host.publisher import Publisher
 from p2pft_flower.host.site_log import SiteLog
+from p2pft_flower.host.waits_heard import chain_of
 from p2pft_flower.transport import Pulse, Standing
 from tests.journals import made_line
 
@@ -124,9 +125,7 @@ def test_the_chain_of_those_who_wait_ends_with_who_waits_for_nobody_or_for_one_o
         heard = {p: SimpleNamespace(standing=Standing(awaited=q, busy=9.0)) for p, q in waits.items()}
         heard |= {p: SimpleNamespace(standing=Standing(awaited=1, busy=0.1)) for p in usual}
         heard[9] = SimpleNamespace(standing=Standing())
-        standings = SimpleNamespace(heard=lambda: heard)
-        site = SimpleNamespace(_standings=standings, _member=lambda p: p, _own={0})
-        return Publisher._chain(site, first)
+        return chain_of(first, heard, {p: p for p in range(10)}, {0})
 
     assert chain(3, {3: 2, 2: 9}) == (2, 9)
     assert chain(9, {}) == ()
@@ -223,5 +222,9 @@ def test_a_publisher_that_wakes_late_tells_its_site_log(tmp_path):
     site._pauses = Pauses(lambda: next(clock), lambda: 0.0)
     site._log = SimpleNamespace(paused=lambda pause, now: told.append(pause.seconds))
     site._closed = SimpleNamespace(wait=lambda seconds: next(ends))
+    site._rate.note(0.0, 0, 100)
+    site._rate.note(2.0, 0, 120)
+    assert site._rate.value == 10.0
     site._run()
     assert told == [20.0]
+    assert site._rate.value == 0.0, "the time in which it did not run is no part of its rate"

@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 
 from p2pft_flower.errors import ConfigError, DataError
+from p2pft_flower.keeping.bulletins import Bulletin, bulletin_path, write_bulletin
 from p2pft_flower.keeping.journal import Journal
-from p2pft_flower.keeping.rejoining import interrupted, kept_plan, plan_file, save_plan
+from p2pft_flower.keeping.processes import start_mark
+from p2pft_flower.keeping.rejoining import interrupted, kept_plan, last_place, plan_file, save_plan
 from p2pft_flower.keeping.running import registered
 from p2pft_flower.plan import Neighbourhood
 from p2pft_flower.topology import Graph
@@ -155,3 +157,54 @@ def test_only_a_sites_last_run_is_rejoined_whatever_the_runs_are_called(plan, tm
         journal.write(made_line(last, 1, time=time))
         journal.close()
     assert interrupted(runs, 1) == "run 9, the last one of peer 1, was trained to its end"
+
+
+def last_words(folder, *, run="17", begun=5.0, started="another boot", peer=1):
+    """The bulletin that a process of a peer has left, by default one that was killed."""
+    fields = {
+        "n": 3,
+        "iterations": 9,
+        "names": {},
+        "live": (0, 1, 2),
+        "on_failure": "continue",
+        "min_peers": 0,
+    }
+    fields |= {"silence": 30.0, "pid": os.getpid(), "written": 9.0, "peers": (), "name": "pets"}
+    told = Bulletin(run=run, own=(peer,), folder=str(folder), begun=begun, started=started, **fields)
+    path = bulletin_path(peer)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_bulletin(path, told)
+
+
+@pytest.mark.parametrize("wanted", [None, "17", "pets"])
+def test_a_killed_process_has_left_word_of_a_folder_that_the_run_config_chose(wanted, plan, tmp_path):
+    plan = replace(plan, run="17", output_dir=str(tmp_path / "chosen"))
+    lines(plan, ("run", {"run": "17"}), ("start", {}))
+    save_plan(plan)
+    last_words(tmp_path / "chosen", peer=2)
+    assert last_place(1, wanted) is None, "that is of another peer"
+    last_words(tmp_path / "chosen")
+    assert last_place(1, wanted)[:2] == ("17", tmp_path / "chosen")
+    assert last_place(1, "18") is None
+    found = interrupted(tmp_path / "runs", 1)
+    assert (found.run, found.folder) == ("17", tmp_path / "chosen")
+    last_words(tmp_path / "chosen", started=start_mark(os.getpid()))
+    assert last_place(1, wanted) is None, "it lives"
+
+
+def test_a_later_run_below_the_sites_folder_counts_before_a_killed_processs_word(plan, tmp_path):
+    plan = replace(plan, run="17", output_dir=str(tmp_path / "chosen"))
+    lines(plan, ("run", {"run": "17", "time": 5.0}), ("start", {}))
+    save_plan(plan)
+    last_words(tmp_path / "chosen")
+    later = replace(plan, run="18", output_dir=str(tmp_path / "runs" / "18"))
+    lines(later, ("run", {"run": "18", "time": 50.0}), ("end", {}))
+    assert interrupted(tmp_path / "runs", 1) == "run 18, the last one of peer 1, was trained to its end"
+
+
+def test_a_plan_is_of_the_run_by_its_name_too(plan):
+    named = replace(plan, config=replace(plan.config, runtime=replace(plan.config.runtime, name="pets")))
+    save_plan(named)
+    assert kept_plan(Path(plan.output_dir), "pets", 1) == named
+    with pytest.raises(ConfigError, match="is of peer 1 of run test, not of peer 1 of run cats"):
+        kept_plan(Path(plan.output_dir), "cats", 1)

@@ -93,6 +93,15 @@ def test_what_a_silent_peer_said_last_blames_nobody_and_its_own_machine_says_tha
     assert [p for p in peers if peers[p].state == "slow"] == []
 
 
+def test_a_new_process_of_a_peer_that_was_killed_does_not_stand_still_but_comes_back():
+    gone = peer(3, heard=20.0, spoken=20.0)
+    back = bulletin(gone, own=(3,), begun=NOW - 8)
+    _, peers = state_of(bulletin(gone), back)
+    assert peers[3].state == "silent"
+    assert "it has been coming back for 8 s (p2pft rejoin, process" in peers[3].why
+    assert "stands still" not in peers[3].why
+
+
 def test_a_short_wait_makes_nobody_slow():
     _, peers = state_of(bulletin(peer(0, state="waiting", awaited=3, busy=4.0, heard=0.0, spoken=None)))
     assert peers[3].state == "computing"
@@ -196,8 +205,20 @@ def test_a_time_in_which_all_stood_still_is_one_line_for_all_waits():
     assert text.count("all stood still from ") == 1
     assert "(20 s), waiting for peer 3 (west), which was slow, after 300 iterations" in text
     assert " waited " not in text
+    office, _ = state_of(bulletin(own=(), stalls=tuple(waits)), one_host_each[0])
+    assert status_table(office, NOW).count("all stood still from ") == 1, "as the coordinator has heard it"
+    assert len(office.stand_stills) == 1
     alone, _ = state_of(one_host_each[0])
     assert "peer 0 (north) waited 20 s for peer 3 (west)" in status_table(alone, NOW)
+
+
+def test_a_wait_that_two_processes_here_have_heard_of_is_told_once_and_a_hosts_own_word_counts():
+    fields = {"awaited": 3, "last": 3, "iteration": 300}
+    own, heard = (made_line("stall", 0, time=NOW - 90 + k, seconds=20.0 + k, **fields) for k in range(2))
+    far = made_line("stall", 1, time=NOW - 30, seconds=9.0, **fields)
+    office = bulletin(own=(), stalls=(heard, far))
+    status, _ = state_of(bulletin(stalls=(own, far)), office)
+    assert status.stalls == (own, far)
 
 
 def test_a_peer_is_gone_since_its_last_word_not_since_the_others_agreed_that_it_is_lost():
@@ -341,6 +362,19 @@ def test_the_risk_counts_the_members_that_vote_and_the_peers_that_are_left(hosts
     status, _ = state_of(bulletin(hosts=tuple(hosts), **fields))
     assert risk in status.risk
     assert status.at_risk is ("may end" in risk)
+
+
+def test_before_all_train_no_loss_is_borne_and_one_that_comes_back_later_changes_nothing_in_that():
+    prepares = [peer(p, state="preparing", iteration=0) for p in range(4)]
+    begins, _ = state_of(bulletin(*prepares, peer(3, state="", iteration=0, heard=None, spoken=None)))
+    assert begins.risk == (
+        "The result is not at risk: until all peers train, the loss of any one ends the run."
+    )
+    assert not begins.at_risk
+    killed, _ = state_of(bulletin(*prepares), bulletin(*prepares, own=(1,), alive=False, written=NOW - 9))
+    assert killed.at_risk
+    assert "bear" not in killed.risk
+    assert "would bear the loss of one peer" in state_of(bulletin(*prepares[:2]))[0].risk
 
 
 def test_a_killed_peer_still_counts_in_its_view_until_the_others_agree_on_another_one():

@@ -15,7 +15,7 @@ from p2pft_flower.report.page.document import Answer, Report, Section
 from p2pft_flower.report.page.learning import learning
 from p2pft_flower.report.page.material import Material
 from p2pft_flower.report.page.peers import overview, peers_and_graph
-from p2pft_flower.report.page.runs import PEERS, Run
+from p2pft_flower.report.page.runs import PEERS, POOLED, Run
 from p2pft_flower.report.tables import titled
 
 __all__ = ["build"]
@@ -114,7 +114,12 @@ def _answers(material: Material) -> list[Answer]:
             [agreed.sentence, *(material.agreed(run).sentence for run in others)],
             "agreement",
         ),
-        Answer("What did it cost?", _cost_word(fedavg) + of, [fedavg.sentence, pooled.sentence], "cost"),
+        Answer(
+            "What did it cost?",
+            _cost_word(fedavg) + of,
+            [fedavg.sentence, *([] if main.kind == POOLED else [pooled.sentence])],
+            "cost",
+        ),
         Answer(
             "What happened on the way?",
             _course_word(main) + of,

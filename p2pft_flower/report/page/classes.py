@@ -61,7 +61,7 @@ def single_classes(material: Material) -> Section:
     said = [_hardest(run, material.of(run)) for run in runs]
     tables.append(_class_table(material, runs))
     single = [run for run in runs if not material.of(run)[0].several_labels]
-    tables += [_mistakes(run, material.of(run)) for run in single]
+    tables += [grid for run in single if (grid := _mistakes(run, material.of(run))).rows]
     notes.append(
         "The tails were scored on the test images of their run, as p2pft evaluate scores them. A dot marks a "
         "class of which the peer holds images."
@@ -149,6 +149,9 @@ def _sides(run: Run, answers: Sequence[Answers]) -> tuple[Array, Array]:
 def _hardest(run: Run, answers: Sequence[Answers]) -> str:
     holds, never = _sides(run, answers)
     classes = answers[0].classes
+    known = np.concatenate([holds, never])
+    if (known[~np.isnan(known)] == 1).all() and not np.isnan(known).all():
+        return f"{run.label}: every peer names every image of every class right."
     told = []
     for values, who in ((never, "peers that never saw it"), (holds, "peers that hold it")):
         if not np.isnan(values).all():

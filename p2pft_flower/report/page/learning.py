@@ -49,6 +49,12 @@ def learning(material: Material) -> Section:
         f"run, "
         f"of the best mean accuracy on all classes here, or of {verdicts.HALF} if that is lower."
     ]
+    if any(run.several_labels for run in material.scored):
+        notes.append(
+            "Where images have several labels, balanced accuracy decides, on the labels of which a peer "
+            "holds no image: the mean of recall and specificity, 0.5 by guessing. Accuracy is high there "
+            "if labels are rare, whatever was learned."
+        )
     if any(len(run.results.peers) > EACH_PEER for run in material.scored):
         notes.append(
             f"With more than {EACH_PEER} peers, charts have the mean and a band from the worst to the best."

@@ -12,7 +12,7 @@ from p2pft_flower.report.page import verdicts
 from p2pft_flower.report.page.charts import Chart, graph_chart, heat
 from p2pft_flower.report.page.document import Section
 from p2pft_flower.report.page.material import MOST_ROWS, Material, ends, graph_of, seconds
-from p2pft_flower.report.page.runs import Run, mean
+from p2pft_flower.report.page.runs import POOLED, Run, mean
 from p2pft_flower.report.tables import bound, number, spans
 
 __all__ = ["overview", "peers_and_graph"]
@@ -63,16 +63,21 @@ def overview(material: Material) -> Section:
     failed = [run.label for run in material.runs if not run.scored]
     said = [f"{len(material.runs)} run{'s' if len(material.runs) > 1 else ''}: "]
     if scored:
-        best, worst = max(scored), min(scored)
-        lowest = f"the highest mean accuracy, {best[0]:.3f}, and {worst[1]} with the lowest, {worst[0]:.3f}."
-        alone = f"a mean accuracy of {best[0]:.3f}."
-        said[0] += f"{best[1]} ends with {lowest if len(scored) > 1 else alone}"
+        best, worst = max(a for a, _ in scored), min(a for a, _ in scored)
+        first, last = (verdicts.listed([of for a, of in scored if a == end]) for end in (best, worst))
+        ends_with = "end with" if sum(a == best for a, _ in scored) > 1 else "ends with"
+        lowest = f"the highest mean accuracy, {best:.3f}, and {last} with the lowest, {worst:.3f}."
+        alone = f"a mean accuracy of {best:.3f}."
+        said[0] += f"{first} {ends_with} {lowest if best > worst else alone}"
     else:
-        said[0] += "none has numbers."
+        said[0] += "no accuracy is known." if material.scored else "none has numbers."
     if failed:
         said.append(f"Without numbers: {verdicts.listed(failed)}.")
+    answers = "answers to the test images"
+    if any(run.several_labels for run in material.scored):
+        answers = "decisions on each label of the test images (high if labels are rare, whatever was learned)"
     notes = [
-        "Accuracy: the share of right answers to the test images"
+        f"Accuracy: the share of right {answers}"
         + (
             ", each peer's own"
             if any(run.results.partition == "own" for run in material.runs)
@@ -112,7 +117,10 @@ def peers_and_graph(material: Material) -> Section:
     run = material.main
     graph, shares = graph_of(run), run.shares
     said, charts, tables, notes = list[str](), list[Chart](), list[Grid](), list[str]()
-    if graph is None:
+    if run.kind == POOLED:
+        graph = None
+        said.append(f"{run.label} trains one model on the images of all peers; nothing is exchanged.")
+    elif graph is None:
         said.append(f"The graph of {run.label} is not known.")
     else:
         kind = "undirected" if graph.undirected else "directed"
@@ -129,12 +137,14 @@ def peers_and_graph(material: Material) -> Section:
             title = "Weights W, which a receiver gives to each sender"
             tables.append(Grid(title, ["receiver", *graph.peer_names], rows))
     other = sorted(
-        {r.results.graph.name for r in material.scored if r.results.graph} - {graph and graph.name}
+        {r.results.graph.name for r in material.scored if r.results.graph}
+        - {run.results.graph and run.results.graph.name}
     )
     if other:
         notes.append(f"Other runs were on other graphs: {verdicts.listed(other)}.")
     if shares and run.classes:
-        said.append(_shares(run))
+        if run.kind != POOLED:
+            said.append(_shares(run))
         held = np.array([[name in one.classes for name in run.classes] for one in shares], dtype=np.float64)
         words = f"Rows are peers, columns classes; a filled cell: it holds images of the class. {said[-1]}"
         charts.append(
@@ -170,8 +180,10 @@ def _shares(run: Run) -> str:
     held = [len(one.classes) for one in shares]
     alone = sum(sum(name in one.classes for one in shares) == 1 for name in classes)
     each = f"{held[0]}" if len(set(held)) == 1 else f"{min(held)} to {max(held)}"
+    images = sorted({one.images for one in shares})
+    number_of = f"{images[0]} images each" if len(images) == 1 else f"{ends(images, 'd')} images"
+    one_peer = {0: "no class is", 1: "1 class is"}.get(alone, f"{alone} classes are")
     return (
-        f"Each peer holds images of {each} of the {len(classes)} classes, "
-        f"{ends([one.images for one in shares], 'd')} images; {alone} of the classes are held by one peer "
-        f"alone."
+        f"Each peer holds images of {each} of the {len(classes)} classes, {number_of}; {one_peer} held by "
+        "one peer alone."
     )

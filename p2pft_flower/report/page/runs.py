@@ -50,6 +50,23 @@ ALONE: Kind = "alone"
 Scores = tuple[float | None, ...]
 
 
+class ClassRows(msgspec.Struct, frozen=True):
+    """Of an entry ``peers[i].class_scores.classes``: columns with a row for each class."""
+
+    names: tuple[str, ...]
+    support: tuple[Count, ...]
+    recall: Scores
+    specificity: Scores
+
+
+class ByClass(msgspec.Struct, frozen=True):
+    """Of an entry ``peers[i].class_scores``."""
+
+    images: Count
+    balanced_accuracy: float | None = None
+    classes: ClassRows | None = None
+
+
 class Peer(msgspec.Struct, frozen=True):
     """An entry ``peers[i]`` of results.json; see docs/results-schema.md."""
 
@@ -66,6 +83,30 @@ class Peer(msgspec.Struct, frozen=True):
     epsilon: float | None = None
     delta: float | None = None
     state: str | None = None
+    class_scores: ByClass | None = None
+
+    @property
+    def several_labels(self) -> bool:
+        """Whether its test images are known to have several labels, or none: their labels are not as many."""
+        rows = None if self.class_scores is None else self.class_scores.classes
+        return (
+            rows is not None
+            and self.class_scores is not None
+            and sum(rows.support) != self.class_scores.images
+        )
+
+    @property
+    def balance_unseen(self) -> float | None:
+        """Mean of recall and specificity over the classes of which it holds no image; None if not known."""
+        rows = None if self.class_scores is None else self.class_scores.classes
+        if rows is None:
+            return None
+        columns = zip(rows.names, rows.recall, rows.specificity, strict=True)
+        return mean(
+            (r + s) / 2
+            for name, r, s in columns
+            if name not in self.classes and r is not None and s is not None
+        )
 
 
 class Moment(msgspec.Struct, frozen=True):
@@ -207,6 +248,17 @@ class Run:
     def scored(self) -> bool:
         """Whether the run has numbers: at least one peer came to its end."""
         return bool(self.results.peers)
+
+    @property
+    def several_labels(self) -> bool:
+        """Whether its images are known to have several labels, or none."""
+        return any(peer.several_labels for peer in self.results.peers)
+
+    @property
+    def balance(self) -> float | None:
+        """The mean of the peers' balanced accuracies over all classes; None if there is none."""
+        told = [p.class_scores for p in self.results.peers]
+        return mean(None if scores is None else scores.balanced_accuracy for scores in told)
 
     @property
     def private(self) -> bool:

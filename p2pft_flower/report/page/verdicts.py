@@ -39,6 +39,9 @@ LEARNED = 0.9
 HALF = 0.5
 """The least yardstick if no centralised run is there, since the best of bad runs is no measure."""
 
+GUESSED = 0.55
+"""A balanced accuracy up to this is hardly better than guessing, which has 0.5."""
+
 SAME_ANSWERS = 0.95
 """Peers agree if each gives the answer that most give to at least this share of the test images, and …"""
 
@@ -129,17 +132,22 @@ class Learned:
 
 
 def _yardstick(run: Run, runs: Sequence[Run]) -> tuple[float, str] | None:
+    what, floor = ("balanced accuracy", 0.0) if run.several_labels else ("accuracy", HALF)
+
+    def score(of: Run) -> float | None:
+        return of.balance if run.several_labels else of.accuracy
+
     pooled = baseline(run, runs, POOLED)
-    if pooled is not None and (reached := pooled.accuracy) is not None:
+    if pooled is not None and (reached := score(pooled)) is not None:
         return reached, f"the {reached:.3f} of training with all images in one place ({pooled.label})"
-    found = [(a, r.label) for r in runs if comparable(run, r) and (a := r.accuracy) is not None]
+    found = [(a, r.label) for r in runs if comparable(run, r) and (a := score(r)) is not None]
     if not found:
         return None
     best, of = max(found)
-    if best < HALF:
-        return HALF, f"an accuracy of {HALF} (no centralised run is there to compare with)"
+    if best < floor:
+        return floor, f"an accuracy of {floor} (no centralised run is there to compare with)"
     whose = "their own" if of == run.label else f"{of}'s"
-    return best, f"{whose} mean accuracy on all classes, {best:.3f} (no centralised run is there)"
+    return best, f"{whose} mean {what} on all classes, {best:.3f} (no centralised run is there)"
 
 
 def _nothing_to_learn(run: Run, unseen: Mapping[int, float]) -> Learned | None:
@@ -171,12 +179,15 @@ def learned(run: Run, runs: Sequence[Run]) -> Learned:
     unseen = {p.peer: p.accuracy_unseen for p in run.results.peers if p.accuracy_unseen is not None}
     if (nothing := _nothing_to_learn(run, unseen)) is not None:
         return nothing
+    what, bound = "accuracy", 2 * (chance := 1 / max(1, len(run.classes)))
+    if run.several_labels:  # accuracy counts labels that are rare and were rightly not given
+        what, chance, bound = "balanced accuracy", 0.5, GUESSED
+        unseen = {p.peer: b for p in run.results.peers if (b := p.balance_unseen) is not None}
     stick = _yardstick(run, runs)
-    if stick is None:
-        return Learned("not known", f"{run.label}: no accuracy is known.")
+    if stick is None or not unseen:
+        return Learned("not known", f"{run.label}: no {what} is known.")
     value, of = stick
-    chance = 1 / max(1, len(run.classes))
-    if value <= 2 * chance:
+    if value <= bound:
         return Learned("not known", f"{run.label}: even {of} is hardly better than guessing ({chance:.3f}).")
     who = tuple(p for p, a in unseen.items() if a >= LEARNED * value)
     spread = f"{min(unseen.values()):.3f} to {max(unseen.values()):.3f}"
@@ -185,14 +196,14 @@ def learned(run: Run, runs: Sequence[Run]) -> Learned:
     if not others:
         every = f"all {len(who)} peers" if len(who) > 1 else "its peer"
         every += _when(run)
-        text = f"{every} learned the classes they never saw: accuracy {spread} on them, at least {rule}"
+        text = f"{every} learned the classes they never saw: {what} {spread} on them, at least {rule}"
         return Learned("all", f"{run.label}: {text}.", value, who)
     if who:
         text = (
             f"{len(who)} of {len(unseen)} peers learned the classes they never saw; {listed(others)} did not"
         )
         return Learned("some", f"{run.label}: {text} reach {rule}.", value, who)
-    text = f"no peer learned the classes it never saw: accuracy {spread} on them, not {rule}"
+    text = f"no peer learned the classes it never saw: {what} {spread} on them, not {rule}"
     return Learned("none", f"{run.label}: {text}.", value)
 
 

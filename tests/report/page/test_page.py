@@ -160,7 +160,7 @@ def test_every_section_begins_with_a_sentence_made_of_its_numbers(compared):
         "4 peers exchange along 4 edges of the directed graph directed-ring:4; its weights are doubly "
         "stochastic."
     )
-    assert "8 of the classes are held by one peer alone" in sections["peers"].sentences[1]
+    assert "8 classes are held by one peer alone" in sections["peers"].sentences[1]
     assert "class" in sections["classes"].sentences[0]
 
 
@@ -216,6 +216,35 @@ def test_accuracy_by_class_and_confusion_are_counted_from_the_answers(tmp_path):
     assert by_class.rows[3] == ["class 3", "1.000", "0.600"]
     mistakes = found["p2pft: the most frequent mistakes"]
     assert mistakes.rows == [["class 3 taken for class 2", "4", "20.0%"]]
+
+
+def test_where_every_answer_is_right_no_class_is_called_hardest_and_no_table_is_empty(tmp_path):
+    write(tmp_path, made_up())
+    (run,) = find_runs([tmp_path])
+    classes = [f"class {c}" for c in range(8)]
+    right = [Answers(p, classes, np.arange(8), np.arange(8)) for p in range(4)]
+    report = build(Material([run], {run.label: right}, {}), ())
+    section = next(section for section in report.sections if section.key == "classes")
+    assert section.sentences == ["p2pft: every peer names every image of every class right."]
+    assert all(table.rows for table in section.tables)
+
+
+def test_of_two_runs_with_the_same_accuracy_none_is_called_the_best(tmp_path):
+    write(tmp_path / "p2pft", made_up())
+    write(tmp_path / "fedavg", made_up("fedavg"))
+    report = report_of(tmp_path, scored=False)
+    section = next(section for section in report.sections if section.key == "runs")
+    assert section.sentences[0] == "2 runs: p2pft and fedavg end with a mean accuracy of 0.950."
+
+
+def test_of_pooled_images_alone_the_page_does_not_tell_of_an_exchange(tmp_path):
+    write(tmp_path, made_up("centralized", accuracy=(0.96,), unseen=(None,)))
+    report = report_of(tmp_path, scored=False)
+    text = as_markdown(report)
+    assert "centralized trains one model on the images of all peers; nothing is exchanged." in text
+    assert "exchange along" not in text
+    assert "there is no centralized run" not in text
+    assert report.answers[2].sentences
 
 
 def test_a_run_whose_tails_cannot_be_scored_is_left_out_by_name(tmp_path):

@@ -70,6 +70,41 @@ def test_of_one_run_alone_its_own_accuracy_is_the_yardstick(tmp_path):
     assert "reach 90% of their own mean accuracy on all classes, 0.950" in found.sentence
 
 
+def several(told, unseen, all_labels=0.8):
+    """Give results scores by label; ``unseen`` is recall on the labels that a peer does not hold."""
+    names = tuple(sorted({name for peer in told["peers"] for name in peer["classes"]}))
+    for peer in told["peers"]:
+        recall = [0.9 if name in peer["classes"] else unseen for name in names]
+        rows = {
+            "names": names,
+            "support": [30] * len(names),
+            "recall": recall,
+            "specificity": [0.9] * len(names),
+        }
+        peer["class_scores"] = {"images": 100, "balanced_accuracy": all_labels, "classes": rows}
+    return told
+
+
+@pytest.mark.parametrize(
+    ("recall", "whole", "verdict", "words"),
+    [
+        (0.0, 0.9, "none", "balanced accuracy 0.450 to 0.450 on them, not 90% of the 0.900"),
+        (0.8, 0.9, "all", "balanced accuracy 0.850 to 0.850 on them, at least 90% of the 0.900"),
+        (0.8, 0.54, "not known", "hardly better than guessing (0.500)"),
+    ],
+)
+def test_of_several_labels_a_peer_that_gives_none_has_learned_nothing_whatever_its_accuracy(
+    recall, whole, verdict, words, tmp_path
+):
+    pooled = several(made_up("centralized", accuracy=(0.96,), unseen=(None,)), 0.9, whole)
+    write(tmp_path / "centralized", pooled)
+    write(tmp_path / "p2pft", several(made_up(accuracy=(0.95,) * 4, unseen=(0.95,) * 4), recall))
+    runs = find_runs([tmp_path])
+    found = verdicts.learned(verdicts.main_run(runs), runs)
+    assert found.verdict == verdict
+    assert words in found.sentence
+
+
 def test_nothing_is_learned_beside_centralised_training_that_only_guesses(tmp_path):
     write(tmp_path / "centralized", made_up("centralized", accuracy=(0.12,), unseen=(None,)))
     write(tmp_path / "p2pft", made_up(accuracy=(0.12,) * 4, unseen=(0.12,) * 4))
