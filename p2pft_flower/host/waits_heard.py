@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+
+import msgspec
 
 from p2pft_flower.host.long_waits import AT_LEAST, Awaited, LongWait, LongWaits
 from p2pft_flower.host.standings import Heard
 from p2pft_flower.keeping.lines import Stall
 from p2pft_flower.transport import Standing
 
-__all__ = ["AGAIN", "WaitsHeard", "awaited_by", "chain_of"]
+__all__ = ["WaitsHeard", "awaited_by", "chain_of", "stall_of"]
 
 _MOST = 64
 """The most waits that are kept: the latest."""
-
-AGAIN = 2.0
-"""Seconds by which a wait's beginning may seem to move with the time that its news take."""
 
 _WAITS = 2.0
 """Seconds for which a peer must have waited, by its own word, to be part of a chain of those that wait."""
@@ -58,10 +58,29 @@ def chain_of(
 
 @dataclass
 class _Member:
-    """What is remembered of one member: its present wait, when it began, and the iterations done then."""
+    """What is remembered of one member.
+
+    Attributes
+    ----------
+    waits : LongWaits
+        Its long waits.
+    standing : Standing or None
+        Its newest standing.
+    awaited : Awaited or None
+        The peer that it waited for then; None if for none.
+    quiet : float
+        The most seconds for which nothing new was heard of that peer during the wait.
+    came : float
+        The time at which its newest standing came.
+    done : int
+        The number of iterations that it had completed when its present long wait began.
+    """
 
     waits: LongWaits = field(default_factory=LongWaits)
+    standing: Standing | None = None
     awaited: Awaited | None = None
+    quiet: float = 0.0
+    came: float = -math.inf
     done: int = 0
 
 
@@ -96,25 +115,46 @@ class WaitsHeard:
             if there.since > AT_LEAST + len(self._member_of):  # each edge on the way may take a second
                 self._members[m] = _Member()  # what it said last is no news: perhaps it is gone
                 continue
-            self._look_at(m, there.standing, heard, now)
+            before = self._members[m].standing
+            if before is None or _age(before) != _age(there.standing):
+                self._look_at(m, there.standing, heard, now)
 
     def _look_at(self, m: int, standing: Standing, heard: Mapping[int, Heard], now: float) -> None:
-        member, peer = self._members[m], awaited_by(standing)
-        awaited = None
+        """Take a new standing in; it holds for the time at which it came, since it says nothing of later."""
+        member, peer, came = self._members[m], awaited_by(standing), now - heard[m].since
+        last, before = member.awaited, member.standing
+        awaited, quiet = None, 0.0
         if peer is not None and peer in self._member_of:
-            since = now - heard[m].since - standing.busy
-            before = member.awaited
-            if before is not None and before.peer == peer and abs(before.since - since) < AGAIN:
-                since = before.since
+            # One that was silent meanwhile, as when it was suspended, has not waited all the time.
+            since = came if came - member.came > AT_LEAST else came - standing.busy
             of = heard.get(self._member_of[peer])
+            quiet = math.inf if of is None else of.since
+            if before is not None and last is not None and last.peer == peer and _goes_on(before, standing):
+                since, quiet = last.since, max(quiet, member.quiet)
             chain = chain_of(peer, heard, self._member_of, self._hosts[m])
             awaited = Awaited(peer, since, None if of is None else of.since, chain)
-        member.awaited = awaited
         if member.waits.long_since is None:
             member.done = standing.iteration
-        for wait in member.waits.look(awaited, now, standing.rate):
-            if wait.over:
-                self._over.append(stall_of(wait, m, member.done))
+        for wait in member.waits.look(awaited, came, standing.rate):
+            if wait.over and last is not None:
+                stall = stall_of(wait, m, member.done)
+                silent = member.quiet > AT_LEAST  # then what it said of its own waiting is no news
+                whom = last.chain[-1] if last.chain and not silent else last.peer
+                self._over.append(msgspec.structs.replace(stall, last=whom, silent=silent))
+        member.standing, member.awaited, member.quiet, member.came = standing, awaited, quiet, came
+
+
+def _age(standing: Standing) -> tuple[int, int]:
+    return standing.incarnation, standing.version
+
+
+def _goes_on(before: Standing, now: Standing) -> bool:
+    """Return whether a member that waited for a peer, and does, has waited for it all the while.
+
+    News may come late, so that the beginning of a wait seems to move.
+    """
+    same = (before.view, before.iteration) == (now.view, now.iteration)
+    return same and now.busy >= before.busy
 
 
 def stall_of(wait: LongWait, member: int, done: int) -> Stall:

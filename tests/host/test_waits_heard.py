@@ -24,17 +24,16 @@ def told(waits):
 
 
 class Look:
-    """Looks once a second, from ``since`` seconds after each standing was made."""
+    """Looks once a second, at standings that are new each time if they came less than a second ago."""
 
     def __init__(self, own=()):
         self.waits, self.now = WaitsHeard(HOSTS, own), 1000.0
 
     def at(self, standings, since=0.5):
-        heard = {
-            m: Heard(s, None, since if not isinstance(since, dict) else since[m])
-            for m, s in standings.items()
-        }
-        self.waits.look(heard, self.now)
+        ages = {m: since if not isinstance(since, dict) else since[m] for m in standings}
+        for m, standing in standings.items():
+            standing.version = int(self.now - ages[m])
+        self.waits.look({m: Heard(s, None, ages[m]) for m, s in standings.items()}, self.now)
         self.now += 1.0
 
 
@@ -82,6 +81,42 @@ def test_one_wait_after_another_for_the_same_peer_is_two():
     look.at({0: training()})
     assert len(told(look.waits)) == 2
     assert all(8 <= t[5] <= 10 for t in told(look.waits))
+
+
+def test_news_that_come_late_neither_divide_a_wait_nor_hide_who_was_silent():
+    """The coordinator's looks take seconds while one of the peers that it looks at does not answer."""
+    look = Look()
+    look.at({0: training(), 1: training(), 3: training()})
+    for busy, came in ((0.5, 0.5), (1.5, 0.5), (2.5, 3.5), (9.0, 0.5), (10.0, 0.5)):
+        look.now += came
+        wait = {0: waiting(1, busy), 1: waiting(3, busy), 3: training()}
+        look.at(wait, {0: 0.2, 1: 0.4, 3: busy})
+    look.at({0: training(), 1: training(), 3: training()})
+    assert [t[:4] for t in told(look.waits)] == [(0, 1, 3, False), (1, 3, 3, True)]
+
+
+def test_a_suspended_peer_that_wakes_has_not_waited_itself_and_the_others_waited_for_it_alone():
+    look = Look()
+    everybody = {0: training(), 1: training(), 2: training(), 3: training()}
+    look.at(everybody)
+    for second in range(1, 12):
+        wait = {0: waiting(1, second), 1: waiting(2, second), 3: waiting(2, second), 2: waiting(1, 0.3)}
+        look.at(wait, {0: 0.5, 1: 0.5, 3: 0.5, 2: 0.5 + second})
+    for second in (12, 13):  # its clock went on
+        wait = {0: waiting(1, second), 1: waiting(2, second), 3: waiting(2, second), 2: waiting(1, second)}
+        look.at(wait)
+    look.at({p: training(401) for p in range(4)})
+    assert sorted(t[:4] for t in told(look.waits)) == [(0, 1, 2, False), (1, 2, 2, True), (3, 2, 2, True)]
+
+
+def test_what_a_standing_says_holds_for_its_own_time_and_not_until_the_next_one_comes():
+    look = Look()
+    look.at({0: training()})
+    look.at({0: waiting(3, 0.4)})
+    for second in range(1, 7):
+        look.at({0: waiting(3, 0.4)}, since=0.5 + second)
+    look.at({0: training(401)})
+    assert told(look.waits) == []
 
 
 def test_of_a_peer_that_has_gone_while_it_waited_nothing_is_made_up():
