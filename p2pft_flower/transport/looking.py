@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Mapping
+from functools import partial
 
 from p2pft_flower.errors import P2PFTError
 from p2pft_flower.transport.calls import Call, Channels
@@ -15,6 +16,9 @@ from p2pft_flower.transport.wire import p2pft_pb2 as pb
 from p2pft_flower.transport.wire.errors import ExchangeError
 
 __all__ = ["Looker"]
+
+_OTHERS = 2.0
+"""Seconds that a look waits for others once one peer has answered: a suspended one must not make it late."""
 
 
 class Looker(Closing):
@@ -31,7 +35,7 @@ class Looker(Closing):
     credentials : Credentials, optional
         The coordinator's certificates, if the peers have some; default: plain text.
     timeout : float
-        Seconds that a look may take; default 5.
+        Seconds that a look may take until a peer answers; the others have 2 s more then. Default 5.
     """
 
     def __init__(
@@ -61,17 +65,35 @@ class Looker(Closing):
         dict of int to (Gossip or P2PFTError)
             Each peer's answer, or the reason why there is none.
         """
-        asked = list(peers)
+        return self._tasks.run(partial(self._ask_all, list(peers), known))
 
-        async def ask_all() -> list[pb.Gossip | P2PFTError]:
-            return await asyncio.gather(*(self._ask(peer, known) for peer in asked))
+    async def _ask_all(self, peers: list[int], known: pb.Gossip) -> dict[int, pb.Gossip | P2PFTError]:
+        asks = {peer: asyncio.ensure_future(self._ask(peer, known)) for peer in peers}
+        waiting = set(asks.values())
+        while waiting:
+            done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            if any(isinstance(one.result(), pb.Gossip) for one in done):
+                break
+        if waiting:
+            await asyncio.wait(waiting, timeout=_OTHERS)
+        late = {peer for peer, one in asks.items() if not one.done()}
+        for peer in late:
+            asks[peer].cancel()
+        await asyncio.gather(*asks.values(), return_exceptions=True)
+        return {peer: self._late(peer) if peer in late else one.result() for peer, one in asks.items()}
 
-        return dict(zip(asked, self._tasks.run(ask_all), strict=True))
+    def _call(self, peer: int) -> Call:
+        return Call((peer, peer), peer, self._channels.addresses[peer], self._timeout)
+
+    def _late(self, peer: int) -> P2PFTError:
+        return self._call(peer).error(
+            ExchangeError, f"no answer within {_OTHERS:g} s after another peer had answered"
+        )
 
     async def _ask(self, peer: int, known: pb.Gossip) -> pb.Gossip | P2PFTError:
         request = pb.Gossip(run=self._run, sender=peer, receiver=peer)
         request.MergeFrom(known)
-        call = Call((peer, peer), peer, self._channels.addresses[peer], self._timeout)
+        call = self._call(peer)
         metadata = ((LOOK_KEY, self._key),)
         try:
             raw = await self._channels.ask("Look", request, call, metadata=metadata, wait_for_ready=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +19,7 @@ from p2pft_flower.host.host import Host
 from p2pft_flower.keeping.bulletins import bulletins
 from p2pft_flower.keeping.progress import Progress
 from p2pft_flower.report.status import status_of
-from p2pft_flower.transport import Gossip, Looker, PeerScores, digest_of, new_key
+from p2pft_flower.transport import Gossip, Looker, PeerScores, digest_of, looking, new_key
 from p2pft_flower.typed import encoded
 from tests.host.hosts import ALONE, RING, tcp, until
 from tests.host.quadratic import Quadratics, plans, with_settings
@@ -127,6 +128,20 @@ def test_who_does_not_show_the_key_sees_nothing(training):
             answer = looker.look([1], Gossip())[1]
             assert "NOT_AUTHENTIC" in str(answer), answer
             assert training.plans[0].stop_digest == ""
+
+
+def test_a_peer_that_is_suspended_does_not_make_a_look_late(training, monkeypatch):
+    """Its machine takes the connection, and nobody answers."""
+    monkeypatch.setattr(looking, "_OTHERS", 0.3)
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        addresses = training.addresses | {2: f"127.0.0.1:{mute.getsockname()[1]}"}
+        with Looker("test", KEY, addresses, timeout=60.0) as looker:
+            looker.look([0], Gossip())  # the channel is open
+            begin = time.monotonic()
+            answers = looker.look(addresses, Gossip())
+            assert time.monotonic() - begin < 30
+    assert [isinstance(answers[p], Gossip) for p in range(4)] == [True, True, False, True]
+    assert "no answer within 0.3 s after another peer had answered" in str(answers[2])
 
 
 def test_of_several_answers_to_a_look_each_peers_own_word_counts_whoever_answers_first(training, tmp_path):
