@@ -39,10 +39,8 @@ __all__ = [
     "heavy_ball",
     "lockstep",
     "placed",
-    "product",
     "refuse_heavy_ball",
     "require_share",
-    "total",
     "weighted_sum",
 ]
 
@@ -301,39 +299,6 @@ def combine(kind: type[Mix], terms: Iterable[tuple[float, float, Vector]]) -> Ve
     halves = [(a, b, np.split(x, 2)) for a, b, x in terms]
     rows = _in_cache((a, x) for a, _, (x, _) in halves)
     return np.concatenate([rows, _in_cache((b, y) for _, b, (_, y) in halves)])
-
-
-def product(kind: type[Mix], a: float, b: float, vector: Vector) -> Vector:
-    """Return the term that ``vector`` adds to a request of this ``kind``, of the vector's shape and dtype.
-
-    :func:`total` of the terms, in ascending order of their senders, is :func:`combine`'s result, bit by bit.
-
-    Parameters
-    ----------
-    kind, a, b, vector
-        As of :func:`combine`.
-    """
-    if kind is not Both:
-        return np.multiply(vector, float(a if kind is Rows else b))
-    term = np.empty_like(vector)
-    for weight, half, out in zip((a, b), np.split(vector, 2), np.split(term, 2), strict=True):
-        np.multiply(half, float(weight), out=out)
-    return term
-
-
-def total(products: Iterable[Vector]) -> Vector:
-    """Return the sum of ``products``, (q,) each, at least one, added in the order given; from any thread."""
-    first, *rest = products
-    if not rest:
-        return first.copy()
-    sum_ = np.empty_like(first)
-    for begin in range(0, sum_.size, _BLOCK):
-        block = slice(begin, begin + _BLOCK)
-        part = sum_[block]
-        np.add(first[block], rest[0][block], out=part)
-        for term in rest[1:]:
-            np.add(part, term[block], out=part)
-    return sum_
 
 
 def draw_each(asked: Mapping[int, Draw]) -> dict[int, Vector]:

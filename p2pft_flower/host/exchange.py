@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -20,12 +21,14 @@ from p2pft_flower.algorithms.seam import Both, Columns, Mix, Rows, Vector, combi
 from p2pft_flower.errors import P2PFTError
 from p2pft_flower.host.best import Table, merged
 from p2pft_flower.host.class_counts import merged_counts
-from p2pft_flower.host.mixing import mixed_here
 from p2pft_flower.host.session import Session
 from p2pft_flower.host.wires import Wires
 from p2pft_flower.plan import Neighbourhood
 
 __all__ = ["DivergedError", "HostExchange"]
+
+MANY = 2**23
+"""Numbers of all local peers' vectors together from which several threads mix them."""
 
 
 class DivergedError(P2PFTError):
@@ -271,12 +274,16 @@ class HostExchange:
             self._wires.links.send(peer, iteration, session.rounds + phase, payload, shares)
 
     def _mixed_all(self, session: Session, iteration: int, phase: int) -> dict[int, Vector]:
-        """Return the mixed vector of each local peer."""
+        """Return the mixed vector of each local peer; in several threads if that is worth their start."""
         begun = self._begun
-        if session.entering or session.compression is not None:
-            return {peer: self._mixed(session, peer, iteration, phase) for peer in begun.outbox}
-        places = {peer: session.places[peer].at(iteration) for peer in begun.outbox}
-        return mixed_here(begun.kind, places, begun.vectors, self._threads)
+        mix = partial(self._mixed, session, iteration=iteration, phase=phase)
+        numbers = sum(vector.size for vector in begun.vectors.values())
+        if self._threads == 1 or session.entering or session.compression is not None or numbers < MANY:
+            return {peer: mix(peer) for peer in begun.outbox}
+        parts = [list(begun.outbox)[i :: self._threads] for i in range(self._threads)]
+        with ThreadPoolExecutor(self._threads, thread_name_prefix="p2pft-mix") as threads:
+            found = list(threads.map(lambda peers: {peer: mix(peer) for peer in peers}, parts))
+        return {peer: vector for part in found for peer, vector in part.items()}
 
     def _mixed(self, session: Session, peer: int, iteration: int, phase: int) -> Vector:
         """Return the mixed vector of one peer; with a codec, update the peer's memory."""
