@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 
+from playwright.sync_api import expect
+
 from p2pft_flower.cli.dashboard_watch import Watch
 from p2pft_flower.keeping.bulletins import bulletins
 from tests.cli.browsing import browser, opened, served
@@ -30,7 +32,7 @@ def test_a_killed_peer_is_shown_lost_and_back_and_the_page_keeps_the_end(browser
             time.sleep(0.1)  # each host writes its own within a second
         with served(Watch(folder=tmp_path.resolve())) as address, opened(browser, address) as page:
             page.locator("#graph .edge.lit").first.wait_for(state="attached")
-            assert page.locator("#graph .edge").count() == 6
+            expect(page.locator("#graph .edge")).to_have_count(6)  # each, once it was heard of
             text(page, "#edge-rows", "ms")
             peers.kill(3)
             page.locator('#graph [data-peer="3"][data-state="lost"]').wait_for()
