@@ -19,7 +19,13 @@ from p2pft_flower.errors import ConfigError, DataError, P2PFTError, printable
 from p2pft_flower.keeping.predictions import predictions_name, write_predictions
 from p2pft_flower.keeping.progress import EACH_PEER, scored
 from p2pft_flower.learning.data.scored_data import require_scored_data
-from p2pft_flower.report.class_tables import class_table, confusion_table, overall_line, print_classes
+from p2pft_flower.report.class_tables import (
+    class_table,
+    confusion_table,
+    overall_line,
+    peer_of,
+    print_classes,
+)
 from p2pft_flower.report.own_tails import is_own_tail, score_own_tail
 from p2pft_flower.report.tables import RANDOM_WEIGHTS, number, samples_word
 from p2pft_flower.typed import plain
@@ -131,7 +137,7 @@ def _show(scores: list[dict[str, Any]], *, by_class: bool) -> None:
         for s in tails:
             file = Text(Path(s["tail"]).name, overflow="fold")
             table.add_row(
-                s["peer"],
+                Text(peer_of(s)),
                 number(s["accuracy"], ".4f"),
                 number(s["class_scores"] and s["class_scores"]["balanced_accuracy"], ".4f"),
                 number(s["loss"], ".4f"),
@@ -250,6 +256,7 @@ def _own_scores(
             scores.append(
                 {
                     "peer": metadata["peer"],
+                    "name": metadata.get("peer-name"),
                     "tail": str(file),
                     "dataset": metadata["problem"],
                     "weights": None,
@@ -296,6 +303,7 @@ def _scores(
             scores.append(
                 {
                     "peer": tail.metadata["peer"],
+                    "name": tail.metadata.get("peer-name"),
                     "tail": str(tail.file),
                     "dataset": tail.workload.config.dataset,
                     "weights": tail.workload.config.weights,

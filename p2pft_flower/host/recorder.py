@@ -445,6 +445,8 @@ class Recorder:
         extra = {"run": self._plan.run, "peer": str(peer), "iterations": str(done)}
         if self._preprocessing is not None:
             extra["preprocessing"] = json.dumps(self._preprocessing)
+        if peer in self._plan.names:
+            extra["peer-name"] = self._plan.names[peer]
         facts = self._plan.peer_facts.get(peer)
         if facts is not None and facts.known.test_digest:
             extra["test-digest"] = facts.known.test_digest

@@ -13,7 +13,7 @@ from rich.text import Text
 from p2pft_flower.errors import printable
 from p2pft_flower.report.tables import number
 
-__all__ = ["MATRIX", "class_table", "confusion_table", "overall_line", "print_classes"]
+__all__ = ["MATRIX", "class_table", "confusion_table", "overall_line", "peer_of", "print_classes"]
 
 MATRIX = 12
 """The most classes of which a confusion matrix is shown; JSON has it of any number."""
@@ -32,6 +32,12 @@ _SHARE = "0.0000"
 _RANKED = (("AUROC", "macro_auroc"), ("AP", "macro_average_precision"))
 
 
+def peer_of(score: Mapping[str, Any]) -> str:
+    """Return the peer's number, with its name in brackets if it has one."""
+    name = score["name"]
+    return score["peer"] if name is None else printable(f"{score['peer']} ({name})")
+
+
 def overall_line(score: Mapping[str, Any], what: str) -> str:
     """Return a line on the scores of a tail over all classes, without those that a table has.
 
@@ -44,7 +50,7 @@ def overall_line(score: Mapping[str, Any], what: str) -> str:
     what : str
         The word for the samples.
     """
-    scores, peer = score["class_scores"], score["peer"]
+    scores, peer = score["class_scores"], peer_of(score)
     if scores is None:
         return f"peer {peer}: no test {what}, so no scores by class"
     ends = score["intervals"] or {}
@@ -70,7 +76,7 @@ def class_table(score: Mapping[str, Any], what: str) -> Table:
     AP is the average precision, *taken* the number of images that were taken for the class.
     """
     classes, ends = score["class_scores"]["classes"], score["intervals"] or {}
-    table = Table(title=f"peer {score['peer']}, each class", box=SIMPLE_HEAD, padding=(0, 0, 0, 1))
+    table = Table(title=Text(f"peer {peer_of(score)}, each class"), box=SIMPLE_HEAD, padding=(0, 0, 0, 1))
     longest = max((len(printable(name)) for name in classes["names"]), default=0)
     table.add_column("class", overflow="fold", min_width=min(longest, _NAME))
     for name in (what, "recall", "specificity", "precision", "AUROC", "AP", "taken"):
@@ -107,7 +113,7 @@ def confusion_table(score: Mapping[str, Any]) -> Table | str:
         return "images with several labels have no confusion matrix; accuracy: the share of right decisions"
     if len(names) > MATRIX:
         return f"the confusion matrix of {len(names)} classes: see --json"
-    table = Table(title=f"peer {score['peer']}, confusion (row: true class, column: answer)")
+    table = Table(title=Text(f"peer {peer_of(score)}, confusion (row: true class, column: answer)"))
     for name in ("", *names):
         table.add_column(Text(printable(name)), justify="right", overflow="fold")
     for name, row in zip(names, counts, strict=True):

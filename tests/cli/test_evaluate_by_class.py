@@ -292,7 +292,9 @@ def sites(tmp_path_factory):
     root = tmp_path_factory.mktemp("sites")
     for peer, tests in enumerate(((2, 1, 0), (1, 1, 2))):
         write_site(root / f"site-{peer}", peer, tests)
-    settings = {"topology": "ring:2", "iterations": 2, "batch_size": 4, "tune": "head", "predictions": True}
+    graph = root / "graph.yaml"
+    graph.write_text("peers: [north, south]\nundirected: true\nedges: [[north, south]]\n")
+    settings = {"topology": str(graph), "iterations": 2, "batch_size": 4, "tune": "head", "predictions": True}
     run_app(root / "run", dataset=f"folder:{root}/site-{{peer}}", **settings)
     return root
 
@@ -313,6 +315,14 @@ def test_a_tail_is_scored_on_its_own_sites_test_images(sites):
         str(sites / "site-1" / "test" / name / "0.png") for name in CLASSES[:2]
     ]
     assert [row[1] for row in table] == [CLASSES[0], CLASSES[1], CLASSES[2], CLASSES[2]]
+
+
+def test_peers_are_called_by_their_names(sites, run):
+    assert [(s["peer"], s["name"]) for s in evaluated(sites / "run")] == [("0", "north"), ("1", "south")]
+    printed = invoke("evaluate", str(sites / "run")).stdout
+    for said in ("0 (north) ", "peer 1 (south): macro F1", "1 (south), each", "0 (north), confusion"):
+        assert said in printed, said
+    assert {s["name"] for s in evaluated(run)} == {None}
 
 
 def test_a_tail_is_scored_on_the_images_of_another_folder(sites, tmp_path):

@@ -16,7 +16,8 @@ def score(*, intervals):
     three = [0.5, 0.25, 1.0]
     ends = [[0.125, 0.875]] * 3
     return {
-        "peer": 0,
+        "peer": "0",
+        "name": None,
         "class_scores": {
             "classes": {
                 "names": NAMES,

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from p2pft_flower.errors import DataError
 from p2pft_flower.learning.data.array_files import SUFFIXES, read_arrays
-from p2pft_flower.learning.data.label_arrays import has_several, held_classes
+from p2pft_flower.learning.data.label_arrays import has_several, held_classes, warn_of_one_each
 from p2pft_flower.learning.data.names import look_alikes, some_names
 from p2pft_flower.learning.data.splits import Dataset, Split
 
@@ -119,6 +119,7 @@ def features(path: str, *, site: bool = False) -> Dataset:
         )
     for alike in look_alikes(classes):
         log.warning("%s: the names of the classes %s", file, alike)
+    warn_of_one_each(f"features:{path}", train.labels, test.labels)
     return Dataset(f"features:{path}", classes, train, test)
 
 

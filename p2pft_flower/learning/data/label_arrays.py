@@ -73,12 +73,13 @@ def warn_of_one_each(dataset: str, train: Labels, test: Labels) -> None:
     dataset : str
         The run-config's ``dataset``, for the message.
     train, test : (N,) or (N, C) int64 array
-        The labels of the two splits.
+        The labels of the two splits, both of one kind; one of them may have no rows.
     """
-    if all(has_several(of) and len(of) and (of.sum(axis=1) == 1).all() for of in (train, test)):
+    rows = np.concatenate([train, test])
+    if has_several(train) and len(rows) and (rows.sum(axis=1) == 1).all():
         log.warning(
-            "dataset = %s: its labels are (N, %d) and mark exactly one in each row, as if each image had one "
-            "class; they are trained on as several labels an image (loss bce): if they are classes, store "
+            "dataset = %s: its labels are (N, %d) and mark exactly one in each row, as if each had one "
+            "class; they are trained on as several labels each (loss bce): if they are classes, store "
             "labels.argmax(axis=1), whole numbers",
             dataset,
             train.shape[1],

@@ -234,7 +234,7 @@ def test_one_hot_labels_are_told_as_they_may_be_classes(tmp_path, caplog):
     hot = {f"{part}_labels": np.eye(9, dtype=np.uint8)[np.arange(n) % 9] for part, n in COUNTS.items()}
     write(tmp_path, "mine", **hot)
     assert load_dataset("medmnist:mine", str(tmp_path)).several_labels
-    assert "mark exactly one in each row, as if each image had one class" in caplog.text
+    assert "mark exactly one in each row, as if each had one class" in caplog.text
     assert "labels.argmax(axis=1)" in caplog.text
     caplog.clear()
     hot["test_labels"][0, :2] = 1

@@ -10,6 +10,7 @@ from p2pft_flower.config import LearningConfig
 from p2pft_flower.errors import ConfigError, DataError
 from p2pft_flower.learning.data.data_digest import images_digest
 from p2pft_flower.learning.data.datasets import Dataset, Split, load_dataset
+from p2pft_flower.learning.data.feature_files import features
 from p2pft_flower.learning.data.held_out import held_out
 from p2pft_flower.learning.data.holdings import Holdings
 from p2pft_flower.learning.data.label_arrays import draw_groups, held_classes, images_by_class, named
@@ -315,6 +316,22 @@ def test_features_may_have_several_labels(tmp_path):
     np.savez(tmp_path / "f.npz", **(arrays | {"test.labels": np.zeros(8, int)}))
     with pytest.raises(DataError, match=r"train.labels has the shape \(8, 2\), test.labels \(8,\)"):
         load_dataset(f"features:{tmp_path}/f.npz")
+
+
+def test_features_labels_that_mark_one_each_are_told_as_they_may_be_classes(tmp_path, caplog):
+    one_hot = np.eye(2, dtype=int)[[0, 1, 1, 0]]
+    for name, parts in (("all", ("train", "test")), ("site-0", ("train",))):
+        arrays = {f"{part}.features": np.ones((4, 3), np.float32) for part in parts}
+        arrays |= {"classes": np.array(["a", "b"]), **{f"{part}.labels": one_hot for part in parts}}
+        np.savez(tmp_path / f"{name}.npz", **arrays)
+        caplog.clear()
+        assert features(f"{tmp_path}/{name}.npz", site="test" not in parts).several_labels
+        assert f"{name}.npz: its labels are (N, 2) and mark exactly one in each row" in caplog.text
+    arrays["train.labels"] = np.array([[1, 1], [0, 1], [1, 0], [0, 0]])
+    np.savez(tmp_path / "site-0.npz", **arrays)
+    caplog.clear()
+    features(f"{tmp_path}/site-0.npz", site=True)
+    assert "exactly one" not in caplog.text
 
 
 OWN = {}
