@@ -45,6 +45,18 @@ __all__ = ["Finished", "RunStoppedError", "execute", "execute_or_record", "feder
 STARTED_LINE = re.compile(r"^run (\d+) has started")
 RESULTS_LINE = re.compile(r"^\d\d:\d\d:\d\d results: ")
 
+RAYS_TIMEOUTS = (
+    "The current node timed out during startup",
+    "while waiting for node to startup",
+    "Timed out waiting for node info",
+)
+"""What Ray says if its own processes do not start within its 30 s, which no setting of it changes."""
+
+RAY_LATE = (
+    "Ray, which simulates the peers, did not start in its time of 30 s, since this machine had too much else "
+    "to do: do the run again once it has less"
+)
+
 EXIT_FAILED = 1
 EXIT_USAGE = 2
 EXIT_PARTIAL = 3
@@ -154,8 +166,9 @@ def execute(
             ) from None
         if ended.completed and not simulated and told is not None:
             return Finished(*told)
+        late = f"{RAY_LATE}. Of" if any(mark in ended.output for mark in RAYS_TIMEOUTS) else "Of"
         raise P2PFTError(
-            f"run {ended.run_id} ended as {ended.status} and left no results here; of what Flower logged "
+            f"run {ended.run_id} ended as {ended.status} and left no results here. {late} what Flower logged "
             f"(--verbose shows all as it comes):\n{_first_error(ended.output)}"
         ) from None
     if results["status"] == "stopped" or ended.status == FLOWER_STOPPED:
