@@ -25,7 +25,7 @@ BATCH = 96
 
 
 @lru_cache(maxsize=1)
-def _images():
+def read_images():
     """Return images for training and testing, each (images, 64) float32 without what all have in common."""
     whole = sklearn_datasets.load_digits()
     images, labels = (whole.data / 16).astype(np.float32), whole.target
@@ -52,7 +52,7 @@ class Holder(Peer):
 
     def __init__(self, peer, fail_at=None, hook=None):
         super().__init__(peer, fail_at, hook)
-        (images, labels), _ = _images()
+        (images, labels), _ = read_images()
         own = np.isin(labels, held(peer))
         self.images, self.labels = images[own], labels[own]
         self.minimiser = means(self.images, self.labels, held(peer))
@@ -80,7 +80,7 @@ class Digits(Quadratics):
 
 def accuracy(theta, digits) -> float:
     """Return the share of test images of ``digits`` that are most like the mean of their own."""
-    _, (images, labels) = _images()
+    _, (images, labels) = read_images()
     digits = np.array(sorted(digits))
     asked = np.isin(labels, digits)
     prototypes = theta.reshape(DIGITS, PIXELS)[digits]

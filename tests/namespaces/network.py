@@ -22,7 +22,7 @@ from p2pft_flower.lab.supervisor import Programs
 ROOT = Path(__file__).parents[2]
 PREFIX = "10.77.0."
 
-PRELOADED = ["tests.faults.peer", "tests.namespaces.peer"]
+PRELOADED = ["tests.faults.peer", "tests.namespaces.peer", "tests.faults.ready"]
 """Of the process that all peers of tests are copies of."""
 
 
