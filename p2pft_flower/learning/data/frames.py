@@ -18,7 +18,7 @@ from p2pft_flower.learning.data.images import picture_suffixes
 from p2pft_flower.learning.data.label_arrays import draw_groups, has_several
 from p2pft_flower.learning.data.looking import each
 
-__all__ = ["draw_whole_files", "frames_of", "numbered", "whole_files"]
+__all__ = ["draw_whole_units", "frames_of", "numbered", "whole_files"]
 
 Positions = npt.NDArray[np.int64]
 
@@ -72,33 +72,33 @@ def numbered(counts: Positions) -> tuple[Positions, Positions | None]:
     return owners, np.where(counts[owners] == 1, 0, np.arange(len(owners)) - starts + 1)
 
 
-def draw_whole_files(
+def draw_whole_units(
     units: Positions, labels: npt.NDArray[np.int64], classes: int, share: float, rng: np.random.Generator
 ) -> Positions:
-    """Return the positions of images in files that are drawn, of each class so many; ascending.
+    """Return the positions of images in units, files or patients, of which some are drawn; ascending.
 
     Parameters
     ----------
     units : (N,) int64 array
-        The number of each image's file.
+        The number of each image's unit.
     labels : (N,) or (N, C) int64 array
         The images' labels.
     classes : int
         C, the number of classes.
     share : float
-        Share of the files of each class that is drawn, in (0, 1), rounded; at least one, and at least one
-        is left. A file whose frames have several classes counts for the rarest of them.
+        Share of the units of each class that is drawn, in (0, 1), rounded; at least one, and at least one
+        is left. A unit whose images have several classes counts for the rarest of them.
     rng : numpy Generator
         The source of the draw.
     """
     groups = draw_groups(labels)
     rarity = np.bincount(groups, minlength=classes + 1)[groups]
     order = np.lexsort((groups, rarity, units))
-    files, first = np.unique(units[order], return_index=True)
+    found, first = np.unique(units[order], return_index=True)
     group_of = groups[order][first]
-    drawn = [files[:0]]
+    drawn = [found[:0]]
     for group in range(classes + 1):
-        of_group = rng.permutation(files[group_of == group])
+        of_group = rng.permutation(found[group_of == group])
         number = min(max(1, round(share * len(of_group))), len(of_group) - 1)
         drawn.append(of_group[: max(0, number)])
     return np.flatnonzero(np.isin(units, np.concatenate(drawn)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -11,17 +12,16 @@ import numpy.typing as npt
 
 from p2pft_flower.config import LearningConfig
 from p2pft_flower.errors import DataError
-from p2pft_flower.learning.data.frames import draw_whole_files
+from p2pft_flower.learning.data.frames import draw_whole_units
 from p2pft_flower.learning.data.label_arrays import draw_groups, held_classes
 from p2pft_flower.learning.data.names import some_names
 from p2pft_flower.learning.data.partitions import Partition
+from p2pft_flower.learning.data.patients import patient_column, patients_of
 from p2pft_flower.learning.data.splits import Dataset
 
 __all__ = ["drawn_to_score", "held_out", "held_out_by_each"]
 
 log = logging.getLogger(__name__)
-
-_FRAMES = " (the frames of one file stay together)"
 
 Positions = npt.NDArray[np.int64]
 
@@ -64,8 +64,8 @@ def held_out(data: Dataset, share: float, seed: int) -> Dataset:
         Share of each class that is held out, in (0, 1), rounded; at least one image of a class, and at least
         one is left to train on. A class with a single image keeps it and is not scored. If images have
         several labels, an image counts for the rarest of its labels, and images without a label for none;
-        a warning names labels of which no image is left to train on. All frames of one file are on one
-        side, so if files have several frames it is the share of the files.
+        a warning names labels of which no image is left to train on. All images of a patient, and all frames
+        of a file, are on one side: then it is the share of the patients, or of the files.
     seed : int
         Number that decides the draw.
 
@@ -75,12 +75,12 @@ def held_out(data: Dataset, share: float, seed: int) -> Dataset:
         When no class has two training images.
     """
     labels = data.train.labels
-    units = data.train.units
-    scored = _drawn(labels, len(data.classes), share, np.random.default_rng(seed), units)
+    together = data.train.kept_together
+    scored = _drawn(labels, len(data.classes), share, np.random.default_rng(seed), together)
     if not len(scored):
         raise DataError(
             f"validation = {share:g}: no class of {data.name!r} has two training images, one to train on and "
-            f"one to hold out{_FRAMES if units is not None else ''}"
+            f"one to hold out{_what_stays_together(data)}"
         )
     left = np.setdiff1d(np.arange(len(labels)), scored)
     if len(lost := np.setdiff1d(held_classes(labels), held_classes(labels[left]))):
@@ -115,20 +115,28 @@ def held_out_by_each(
     DataError
         When no peer can hold an image out, and all are here; or when a peer would hold out frames of a file
         of which another peer trains on others.
+
+    Notes
+    -----
+    A warning tells of patients whose images one peer holds out and another one learns.
     """
-    labels, units, found = data.train.labels, data.train.units, []
+    labels, together, found = data.train.labels, data.train.kept_together, []
     for peer, own in enumerate(dealt):
         # 1: another draw than that of images to be scored on instead of the test images.
         rng = np.random.default_rng([seed, peer, 1])
-        of_files = None if units is None else units[own]
-        found.append(own[_drawn(labels[own], len(data.classes), share, rng, of_files)])
-    if units is not None:
+        of_own = None if together is None else together[own]
+        found.append(own[_drawn(labels[own], len(data.classes), share, rng, of_own)])
+    if (units := data.train.units) is not None:
         _refuse_divided(dealt, found, units, data)
+    if (patients := patients_of(data.train.columns)) is not None:
+        _warn_of_divided_patients(
+            [set(patients[own]) - {""} for own in dealt], [set(patients[o]) - {""} for o in found]
+        )
     without = [peer for peer in here if not len(found[peer])]
     if len(without) == len(dealt):
         raise DataError(
             f"validation = {share:g}: no peer has two training images of a class, one to train on and one to "
-            f"hold out to choose the best θ by{_FRAMES if units is not None else ''}; keep = last needs none"
+            f"hold out to choose the best θ by{_what_stays_together(data)}; keep = last needs none"
         )
     for peer in without:
         log.warning("peer %d has no two images of a class to hold one out: it does not choose", peer)
@@ -151,15 +159,35 @@ def _refuse_divided(
                 )
 
 
+def _warn_of_divided_patients(seen: Sequence[set[str]], held: Sequence[set[str]]) -> None:
+    """Warn of patients of whom one peer holds images out, and another one has images, too."""
+    peers = Counter(who for some in seen for who in some)
+    out = set().union(*held)
+    if divided := [who for who in out if peers[who] > 1]:
+        log.warning(
+            "validation: of %d of %d patients whose images are held out, another peer has images, too, and "
+            "learns them, so the best θ is chosen by patients who are not all new; partition = by:COLUMN, "
+            "with the column of their sites, keeps the images of a patient together",
+            len(divided),
+            len(out),
+        )
+
+
+def _what_stays_together(data: Dataset) -> str:
+    if patient_column(data.train.columns):
+        return " (all images of one patient stay together)"
+    return "" if data.train.units is None else " (the frames of one file stay together)"
+
+
 def _drawn(
     labels: npt.NDArray[np.int64],
     classes: int,
     share: float,
     rng: np.random.Generator,
-    units: npt.NDArray[np.int64] | None,
+    together: npt.NDArray[np.int64] | None,
 ) -> npt.NDArray[np.int64]:
-    if units is not None:
-        return draw_whole_files(units, labels, classes, share, rng)
+    if together is not None:
+        return draw_whole_units(together, labels, classes, share, rng)
     chosen, groups = [np.empty(0, np.int64)], draw_groups(labels)
     for group in range(classes + 1):
         of_class = rng.permutation(np.flatnonzero(groups == group))

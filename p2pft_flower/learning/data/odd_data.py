@@ -7,17 +7,13 @@ import logging
 from p2pft_flower.config import LearningConfig
 from p2pft_flower.learning.data.by_column import Columns
 from p2pft_flower.learning.data.label_arrays import check_several
-from p2pft_flower.learning.data.names import in_order, is_missing, some_names
+from p2pft_flower.learning.data.names import in_order, some_names
+from p2pft_flower.learning.data.patients import named_patients, patient_column
 from p2pft_flower.learning.data.splits import Dataset
 
 __all__ = ["check_whole", "warn_of_shared_patients"]
 
 log = logging.getLogger(__name__)
-
-_WHO = ("patient", "subject", "participant")
-"""Words for the person whom an image shows, as a column is called, perhaps with a word of :data:`_NUMBER`."""
-
-_NUMBER = ("", "id", "no", "nr", "number", "name")
 
 
 def check_whole(config: LearningConfig, data: Dataset) -> None:
@@ -43,7 +39,8 @@ def check_whole(config: LearningConfig, data: Dataset) -> None:
             config.dataset,
             data.classes[0],
         )
-    warn_of_shared_patients(config.dataset, data.train.columns, data.test.columns)
+    if not config.sited:  # else each source was looked at by itself: its patients are its own
+        warn_of_shared_patients(config.dataset, data.train.columns, data.test.columns)
 
 
 def warn_of_shared_patients(called: str, train: Columns, test: Columns) -> None:
@@ -56,11 +53,10 @@ def warn_of_shared_patients(called: str, train: Columns, test: Columns) -> None:
     train, test : mapping of str to array of str
         The columns of the two splits; nothing is told without a column such as ``patient`` or ``subject_id``.
     """
-    name = next((name for name in train if _names_patients(name) and name in test), "")
+    name = patient_column({column: train[column] for column in train if column in test})
     if not name:
         return
-    trained, tested = ({str(value) for value in columns[name]} for columns in (train, test))
-    tested = {patient for patient in tested if not is_missing(patient)}
+    trained, tested = (named_patients({name: columns[name]}) for columns in (train, test))
     if shared := tested & trained:
         log.warning(
             "%s: %d OF %d TEST PATIENTS HAVE TRAINING IMAGES too, by the column %r (%s): scores on them say "
@@ -71,8 +67,3 @@ def warn_of_shared_patients(called: str, train: Columns, test: Columns) -> None:
             name,
             some_names(in_order(shared)),
         )
-
-
-def _names_patients(column: str) -> bool:
-    bare = "".join(filter(str.isalnum, column.lower()))
-    return any(bare == who + number for who in _WHO for number in _NUMBER)

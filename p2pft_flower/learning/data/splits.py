@@ -17,6 +17,7 @@ from p2pft_flower.learning.data.decoding import REMEDY, UNREADABLE, decode, look
 from p2pft_flower.learning.data.images import file_content
 from p2pft_flower.learning.data.label_arrays import has_several
 from p2pft_flower.learning.data.names import differing_unseen, some_names
+from p2pft_flower.learning.data.patients import PATIENT, patients_of
 from p2pft_flower.learning.data.pixels import Pixels, Source
 from p2pft_flower.learning.data.samples import Look
 
@@ -142,6 +143,20 @@ class Split:
         number: dict[Path, int] = {}
         return np.array([number.setdefault(file, len(number)) for file in self.files], dtype=np.int64)
 
+    @property
+    def kept_together(self) -> npt.NDArray[np.int64] | None:
+        """A number of each image's patient, (N,), else of its file; None: each image is by itself.
+
+        A score on some images of a patient says little if others of that patient are learned.
+        """
+        patients, files = patients_of(self.columns), self.units
+        if patients is None:
+            return files
+        number: dict[object, int] = {}
+        alone = range(len(self)) if files is None else files.tolist()
+        keys = (who or file for who, file in zip(patients, alone, strict=True))
+        return np.array([number.setdefault(key, len(number)) for key in keys], dtype=np.int64)
+
     @classmethod
     def of_files(
         cls,
@@ -227,7 +242,10 @@ class Split:
 
     @classmethod
     def joined(cls, parts: Sequence[Split]) -> Split:
-        """Return the pictures of ``parts``, or their vectors, one after the other, as one split."""
+        """Return the pictures of ``parts``, or their vectors, one after the other, as one split.
+
+        Its only column is that of the patients, if one part has it; those of two parts are never the same.
+        """
         labels = np.concatenate([part.labels for part in parts])
         if vectors := [part.vectors for part in parts if part.vectors is not None]:
             return cls.of_vectors(np.concatenate(vectors), labels)
@@ -252,7 +270,20 @@ class Split:
         if files is not None and any(part.frames is not None for part in parts):
             numbers = [np.zeros(len(p), np.int64) if p.frames is None else p.frames for p in parts]
             frames = np.concatenate(numbers)
-        return cls(labels, read, content, files, pixels=None, frames=frames)
+        return cls(labels, read, content, files, pixels=None, frames=frames, columns=_patients(parts))
+
+
+def _patients(parts: Sequence[Split]) -> dict[str, npt.NDArray[np.object_]]:
+    """Return the column of the patients of ``parts``, with the part's number before each; empty: none has."""
+    told = [patients_of(part.columns) for part in parts]
+    if all(some is None for some in told):
+        return {}
+    names = [
+        f"{number} {who}" if who else ""
+        for number, (part, some) in enumerate(zip(parts, told, strict=True))
+        for who in ([""] * len(part) if some is None else some)
+    ]
+    return {PATIENT: np.array(names, dtype=object)}
 
 
 @dataclass(frozen=True)

@@ -97,7 +97,84 @@ def test_a_tail_of_a_run_on_held_out_images_is_scored_on_the_same_images_again(t
 
 # --- of each peer's own images, to choose the best θ by ---
 
+
+def of_patients(patients, labels, column="patient_id"):
+    """A dataset of grey images of which a column tells the patient; the test image is of another one."""
+    labels, picture = np.array(labels), Image.new("L", (4, 4))
+    told = {column: np.array(patients, dtype=object)}
+    train = Split(labels, lambda _: picture, columns=told)
+    test = Split(np.array([0]), lambda _: picture, columns={column: np.array(["other"], dtype=object)})
+    return Dataset("made up", tuple(f"class {c}" for c in range(max(labels) + 1)), train, test)
+
+
+@pytest.mark.parametrize("column", ["patient", "Subject_ID", "participant no"])
+def test_all_images_of_a_patient_are_on_one_side_and_the_share_is_one_of_patients(column):
+    patients = [f"P{k // 3}" for k in range(24)]  # eight, of three images each
+    data = of_patients(patients, [k // 12 for k in range(24)], column)
+    for seed in range(5):
+        found = held_out(data, 0.25, seed)
+        trained, scored = (set(split.columns[column]) for split in (found.train, found.test))
+        assert not trained & scored
+        assert np.bincount(found.test.labels).tolist() == [3, 3]  # of each class one patient of four
+
+
+def test_images_whose_patient_is_not_told_are_drawn_one_by_one():
+    patients = ["P0"] * 6 + ["", "nan", "NA", "", "", ""]
+    found = held_out(of_patients(patients, [0] * 12), 0.5, seed=0)
+    assert sorted(found.test.columns["patient_id"]).count("P0") in (0, 6)
+    assert len({who for who in found.train.columns["patient_id"] if who != "P0"}) > 0
+    alone = of_patients([f"P{k}" for k in range(12)], [0] * 12)  # each has one image: as without a column
+    without = of_patients(["x"] * 12, [0] * 12, "remark")
+    left = [held_out(data, 0.5, seed=3).train.columns for data in (alone, without)]
+    assert len(left[0]["patient_id"]) == len(left[1]["remark"]) == 6
+
+
+def test_a_class_of_one_patient_is_not_scored_and_one_in_all_is_refused():
+    found = held_out(of_patients(["P0", "P0", "P1", "P1", "P2"], [0, 0, 1, 1, 1]), 0.5, seed=0)
+    assert set(found.test.labels) == {1}
+    with pytest.raises(
+        DataError, match=r"no class of 'made up' has two .*all images of one patient stay tog"
+    ):
+        held_out(of_patients(["P0"] * 4, [0] * 4), 0.5, seed=0)
+
+
 BEST = {"keep": "best:loss", "validation": 0.25}
+
+
+def write_rows(folder, patients):
+    """A table of grey images, two of each patient named, and a test image."""
+    folder.mkdir(parents=True)
+    rows = ["image,label,split,patient"]
+    for k, who in enumerate([*patients, "tested"]):
+        for label in "ab":
+            Image.new("L", (4, 4), 10 * k + 5 * (label == "b")).save(folder / f"{k}{label}.png")
+            rows.append(f"{k}{label}.png,{label},{'test' if who == 'tested' else 'train'},{who}")
+    (folder / "labels.csv").write_text("\n".join(rows) + "\n")
+
+
+def test_no_peer_learns_images_of_patients_by_whom_it_chooses_its_best_theta(tmp_path, caplog):
+    """Two sites may call two patients alike."""
+    for peer in range(2):
+        write_rows(tmp_path / f"site-{peer}", [f"P{k // 2}" for k in range(12)])
+    config = LearningConfig(dataset=f"table:{tmp_path}/site-{{peer}}/labels.csv", **BEST)
+    together, alone = Holdings(config, 2), Holdings(config, 2, peers=[1])
+    patients = together.dataset.train.columns["patient"]
+    for peer in range(2):
+        scored, trained = set(patients[together.validations[peer]]), set(patients[together.shares[peer]])
+        assert scored
+        assert trained
+        assert not scored & trained
+    files = [[h.dataset.train.files[int(k)] for k in h.validations[1]] for h in (together, alone)]
+    assert files[0] == files[1]
+    assert "PATIENTS" not in caplog.text
+    assert "patients whose images are held out" not in caplog.text
+
+
+def test_a_patient_whose_images_two_peers_have_is_told_where_one_chooses_by_them(tmp_path, caplog):
+    write_rows(tmp_path / "all", [f"P{k // 2}" for k in range(12)])
+    config = LearningConfig(dataset=f"table:{tmp_path}/all/labels.csv", partition="classes:a,b", **BEST)
+    assert all(map(len, Holdings(config, 2).validations))
+    assert "another peer has images, too, and learns them" in caplog.text
 
 
 def test_each_peer_holds_out_a_share_of_each_class_of_its_own_images_and_does_not_train_on_them():

@@ -472,7 +472,7 @@ def test_none_is_a_class_as_a_grade_is_called_so(labels):
 
 
 @pytest.mark.parametrize("column", ["patient", "Patient_ID", "subject no"])
-def test_patients_on_both_sides_are_told_also_where_validation_draws_the_test(column, labels, caplog):
+def test_patients_on_both_sides_are_told(column, labels, caplog):
     rows = [f"{row},P{i % 5 if i else 'NA'}" for i, row in enumerate(ROWS)]
     write(labels.parent, rows, f"{HEADER},{column}")
     assert Holdings(LearningConfig(dataset=f"table:{labels}", partition="iid"), n=2).data(0).images
@@ -483,10 +483,6 @@ def test_patients_on_both_sides_are_told_also_where_validation_draws_the_test(co
     write(labels.parent, apart, f"{HEADER},{column}")
     Holdings(LearningConfig(dataset=f"table:{labels}", partition="iid"), n=2).data(0)
     assert "PATIENTS" not in caplog.text
-    drawn = [",".join(row.split(",")[:2]) + f",P{i % 2}" for i, row in enumerate(ROWS)]
-    write(labels.parent, drawn, f"image,label,{column}")
-    Holdings(LearningConfig(dataset=f"table:{labels}", partition="iid", validation=0.25), n=2).data(0)
-    assert "TEST PATIENTS HAVE TRAINING IMAGES" in caplog.text
 
 
 def test_a_table_of_one_class_is_told(labels, caplog):
