@@ -361,7 +361,8 @@ def _heard(peer: int, reports: Iterable[HostReport]) -> HeardOf:
 def _lost_hosts(run: Run, replies: Mapping[int, Message]) -> set[int]:
     """Return the nodes of hosts that are in no view any more when the run has ended for the others.
 
-    Flower takes a minute to notice that a ClientApp was killed, and the others do not wait for it.
+    So are hosts that came back and were stopped with the others, who tell of it: a new process replies to
+    nobody. Flower takes a minute to notice that a ClientApp was killed, and that is not waited for.
     """
     if not any(_ends_all(reply) for reply in replies.values()):
         return set()  # a host that is lost may come back
@@ -369,7 +370,8 @@ def _lost_hosts(run: Run, replies: Mapping[int, Message]) -> set[int]:
     views = [view for report in told if report is not None for view in report.views]
     if not views:
         return set()
-    there = set(max(views, key=lambda view: view.number).peers)
+    stopped = {heard.peer for report in told if report is not None for heard in report.heard if heard.stopped}
+    there = set(max(views, key=lambda view: view.number).peers) - stopped
     return {host.node for host in run.hosts if there.isdisjoint(host.peers)}
 
 

@@ -418,8 +418,8 @@ def _came_back(heard: HeardOf) -> str:
     """Return how far a peer came whose new process replies to no coordinator, by the words of the others."""
     last = f"last heard of after iteration {heard.iteration}"
     if heard.stopped:
-        return f"came back (p2pft rejoin) and was stopped with the others, {last}"
-    return f"came back (p2pft rejoin), {last}: its own files have its end"
+        return f"came back and was stopped with the others, {last}"
+    return f"came back, {last}: its own files have its end"
 
 
 def unfinished_results(

@@ -201,7 +201,7 @@ def test_a_peer_that_came_back_stands_in_the_results_of_a_stop_as_the_others_do(
     assert results["error"].startswith("peer 0 stopped in iteration "), "by one name, not by two"
     assert back["missed"] == {"2": back["iteration"] - lost["iteration"]}
     (row,) = (row for row in results["peers"] if row["peer"] == 2)
-    assert "came back (p2pft rejoin) and was stopped with the others, last heard of after" in row["state"]
+    assert "came back and was stopped with the others, last heard of after" in row["state"]
     assert row["iterations"] > back["iteration"]
     assert row["accuracy"] is not None
 

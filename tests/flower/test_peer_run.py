@@ -179,7 +179,7 @@ def test_of_a_peer_that_came_back_and_was_stopped_results_have_what_the_others_h
     made = came_back(monkeypatch, tmp_path, older, HeardOf(peer=2, iteration=25, report=report))
     (row,) = (row for row in made["peers"] if row["peer"] == 2)
     assert (row["accuracy"], row["iterations"], row["bytes_sent"]) == (0.75, 20, 400)
-    told = "came back (p2pft rejoin) and was stopped with the others, last heard of after iteration 25"
+    told = "came back and was stopped with the others, last heard of after iteration 25"
     assert row["state"] == told
     assert made["unfinished"] == []
     assert row["seconds"] == {}, "those of its first life are not those of its end"
@@ -220,34 +220,34 @@ class Silent:
 
 
 STOPPED = {"error": "stopped", "cause": Cause.STOPPED.name}
+GONE = [made_line("view", peers=(0, 1), lost=(2,))]
+BACK = [*GONE, made_line("view", number=2, peers=(0, 1, 2), joined=(2,))]
 
 
 @pytest.mark.parametrize(
-    ("body", "views", "waits"),
+    ("body", "views", "heard", "waits"),
     [
-        (STOPPED, [made_line("view", peers=(0, 1), lost=(2,))], False),
-        ({"ok": {"outcomes": []}}, [made_line("view", peers=(0, 1), lost=(2,))], False),
-        (STOPPED, [], True),
-        ({"error": "full", "cause": Cause.OWN.name}, [made_line("view", peers=(0, 1), lost=(2,))], True),
-        (
-            STOPPED,
-            [
-                made_line("view", peers=(0, 1), lost=(2,)),
-                made_line("view", number=2, peers=(0, 1, 2), joined=(2,)),
-            ],
-            True,
-        ),
+        (STOPPED, GONE, (), False),
+        ({"ok": {"outcomes": []}}, GONE, (), False),
+        (STOPPED, [], (), True),
+        ({"error": "full", "cause": Cause.OWN.name}, GONE, (), True),
+        (STOPPED, BACK, (HeardOf(peer=2, iteration=9),), True),
+        (STOPPED, BACK, (HeardOf(peer=2, iteration=9, stopped=True),), False),
+        ({"ok": {"outcomes": []}}, BACK, (HeardOf(peer=2, iteration=9),), True),
     ],
-    ids=["stopped", "completed", "nobody lost", "two left by themselves", "it is back"],
-)
-def test_a_lost_host_is_not_waited_for_when_the_run_has_ended_for_the_others(
-    body, views, waits, tmp_path, monkeypatch
+    ids=[
+        "stopped", "completed", "nobody lost", "two left by themselves", "it is back", "back and stopped",
+        "back and completed",
+    ],
+)  # fmt: skip
+def test_a_host_that_is_lost_or_came_back_is_not_waited_for_when_the_run_has_ended_for_the_others(
+    body, views, heard, waits, tmp_path, monkeypatch
 ):
     now = [0.0]
     clock = SimpleNamespace(monotonic=lambda: now[0], sleep=lambda s: now.__setitem__(0, now[0] + s))
     monkeypatch.setattr(nodes, "time", clock)
     run = deployment(tmp_path)
-    replies = [reply(p, views, **body) for p in (0, 1)]
+    replies = [reply(p, views, heard, **body) for p in (0, 1)]
     nodes.collect(
         Silent(replies),
         SENT,
