@@ -137,7 +137,7 @@ def _show(scores: list[dict[str, Any]], *, by_class: bool) -> None:
         for s in tails:
             file = Text(Path(s["tail"]).name, overflow="fold")
             table.add_row(
-                Text(peer_of(s)),
+                Text(peer_of(s), overflow="fold"),
                 number(s["accuracy"], ".4f"),
                 number(s["class_scores"] and s["class_scores"]["balanced_accuracy"], ".4f"),
                 number(s["loss"], ".4f"),

@@ -12,6 +12,8 @@ import sys
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
 
 from p2pft_flower import scores as room
 from p2pft_flower.flower import client
@@ -323,6 +325,16 @@ def test_peers_are_called_by_their_names(sites, run):
     for said in ("0 (north) ", "peer 1 (south): macro F1", "1 (south), each", "0 (north), confusion"):
         assert said in printed, said
     assert {s["name"] for s in evaluated(run)} == {None}
+
+
+def test_a_long_name_is_not_cut_where_it_differs_from_another(sites, tmp_path):
+    name, tail = f"{'hospital_' * 20}[north]", sites / "run" / "peers" / "peer-0.safetensors"
+    with safe_open(tail, framework="numpy") as opened:
+        metadata = opened.metadata() | {"peer-name": name}
+    save_file(load_file(tail), copy := tmp_path / "peer-0.safetensors", metadata)
+    printed = invoke("evaluate", str(copy), "--no-per-class").stdout
+    cells = [line.split("│")[1].strip() for line in printed.splitlines() if line.startswith("│")]
+    assert "".join(cells).replace(" ", "") == f"0({name})"
 
 
 def test_a_tail_is_scored_on_the_images_of_another_folder(sites, tmp_path):
