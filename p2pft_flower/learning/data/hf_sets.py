@@ -281,7 +281,8 @@ def _split(
 def _texts(table: Any) -> dict[str, npt.NDArray[np.object_]]:
     """Return the columns of texts, whole numbers, truth values and classes, as texts; empty: no value.
 
-    As in tables, blanks around a text do not count.
+    As in tables, blanks around a text do not count. Whole numbers may be stored as floats,
+    as pandas does if one is missing.
     """
     import datasets
 
@@ -289,17 +290,21 @@ def _texts(table: Any) -> dict[str, npt.NDArray[np.object_]]:
         values = table.with_format(None).select_columns([column])[:][column]
         if isinstance(feature, datasets.ClassLabel):
             return ["" if value is None or value < 0 else feature.names[value].strip() for value in values]
+        if feature.dtype.startswith("float"):
+            told = [None if value is None or value != value else value for value in values]  # noqa: PLR0124 - NaN
+            if not all(value is None or value.is_integer() for value in told):
+                return []
+            values = [None if value is None else int(value) for value in told]
         return ["" if value is None else str(value).strip() for value in values]
 
-    return {
+    kinds = ("string", "large_string", "int", "uint", "bool", "float")
+    found = {
         column: np.array(texts(column, feature), dtype=object)
         for column, feature in table.features.items()
         if isinstance(feature, datasets.ClassLabel)
-        or (
-            isinstance(feature, datasets.Value)
-            and feature.dtype.startswith(("string", "large_string", "int", "uint", "bool"))
-        )
+        or (isinstance(feature, datasets.Value) and feature.dtype.startswith(kinds))
     }
+    return {column: values for column, values in found.items() if len(values)}
 
 
 def _with(dataset: str, option: str) -> str:

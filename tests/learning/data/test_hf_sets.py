@@ -336,6 +336,15 @@ def test_a_column_deals_the_images_out_and_one_called_site_does_so_by_itself(tmp
         dealt("by:centre", 2)
 
 
+def test_whole_numbers_that_are_floats_since_one_is_missing_are_a_column_and_fractions_are_none(tmp_path):
+    told = {"patient_id": [11.0, 11.0, None, float("nan")], "age": [61.5, 61.5, 70.0, 40.0]}
+    told = {name: (datasets.Value("float64"), values) for name, values in told.items()}
+    name = saved(tmp_path / "x", train=table(4, **told), test=table(4, **told))
+    columns = load_dataset(name).train.columns
+    assert columns["patient_id"].tolist() == ["11", "11", "", ""]
+    assert "age" not in columns
+
+
 def on_the_hub(cache, place="owner/birds"):
     """Write what a download of the hub's dataset leaves in a cache."""
     root = cache / f"datasets--{place.replace('/', '--')}"
