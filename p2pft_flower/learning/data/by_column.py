@@ -21,6 +21,7 @@ __all__ = [
     "advise_column",
     "by_names",
     "check_by",
+    "column_of",
     "deal_by",
     "names_by",
     "refuse_all_held_out",
@@ -46,6 +47,11 @@ log = logging.getLogger(__name__)
 
 Columns = Mapping[str, npt.NDArray[np.object_]]
 """The values of each training image, by the column's name."""
+
+
+def column_of(spec: str) -> str:
+    """Return the column that a partition names; empty if it is not one by a column."""
+    return _parts(spec)[0] if spec.startswith(BY) else ""
 
 
 def check_by(spec: str, n: int) -> None:
@@ -241,7 +247,7 @@ def refuse_all_held_out(spec: str, share: float, left: Columns, held: Columns) -
     DataError
         When all images of a value are held out; the message names the values.
     """
-    given = _parts(spec)[0].lower() if spec.startswith(BY) else ""
+    given = column_of(spec).lower()
     auto = next((name for name in DEALING if name in left), "")
     name = next((column for column in left if column.lower() == given), "" if given else auto)
     if not name or name not in held:

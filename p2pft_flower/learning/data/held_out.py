@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -16,8 +15,8 @@ from p2pft_flower.learning.data.frames import draw_whole_units
 from p2pft_flower.learning.data.label_arrays import draw_groups, held_classes
 from p2pft_flower.learning.data.names import some_names
 from p2pft_flower.learning.data.partitions import Partition
-from p2pft_flower.learning.data.patients import patient_column, patients_of
-from p2pft_flower.learning.data.splits import Dataset
+from p2pft_flower.learning.data.patients import deals_patients, patient_column, patients_of
+from p2pft_flower.learning.data.splits import Dataset, Split
 
 __all__ = ["drawn_to_score", "held_out", "held_out_by_each"]
 
@@ -53,7 +52,7 @@ def drawn_to_score(images: Positions, config: LearningConfig, peer: int | None =
     return images[np.sort(rng.permutation(len(images))[:most])]
 
 
-def held_out(data: Dataset, share: float, seed: int) -> Dataset:
+def held_out(data: Dataset, share: float, seed: int, partition: str = "") -> Dataset:
     """Return ``data`` with some of its training images in place of its test images.
 
     Parameters
@@ -68,6 +67,8 @@ def held_out(data: Dataset, share: float, seed: int) -> Dataset:
         of a file, are on one side: then it is the share of the patients, or of the files.
     seed : int
         Number that decides the draw.
+    partition : str
+        The run-config's. Where each peer is a patient, by a column that names patients, images are drawn.
 
     Raises
     ------
@@ -75,25 +76,20 @@ def held_out(data: Dataset, share: float, seed: int) -> Dataset:
         When no class has two training images.
     """
     labels = data.train.labels
-    together = data.train.kept_together
+    together = _together(data.train, partition)
     scored = _drawn(labels, len(data.classes), share, np.random.default_rng(seed), together)
     if not len(scored):
         raise DataError(
             f"validation = {share:g}: no class of {data.name!r} has two training images, one to train on and "
-            f"one to hold out{_what_stays_together(data)}"
+            f"one to hold out{_what_stays_together(data, partition)}"
         )
     left = np.setdiff1d(np.arange(len(labels)), scored)
-    if len(lost := np.setdiff1d(held_classes(labels), held_classes(labels[left]))):
-        log.warning(
-            "validation = %g holds out all images with %s: they are scored, and nobody can learn them",
-            share,
-            some_names([data.classes[k] for k in lost]),
-        )
+    _warn_of_lost_classes(data, share, np.arange(len(labels)), left)
     return replace(data, train=data.train.at(left), test=data.train.at(scored))
 
 
 def held_out_by_each(
-    dealt: Partition, data: Dataset, share: float, seed: int, here: Sequence[int]
+    dealt: Partition, data: Dataset, share: float, seed: int, here: Sequence[int], partition: str = ""
 ) -> Partition:
     """Return the positions of the training images that each peer holds out of its own, by peer.
 
@@ -109,6 +105,8 @@ def held_out_by_each(
         Number that decides the draws, together with the peer's.
     here : sequence of int
         The peers whose images are on this machine; a warning names those that can hold none out.
+    partition : str
+        As for :func:`held_out`.
 
     Raises
     ------
@@ -118,9 +116,10 @@ def held_out_by_each(
 
     Notes
     -----
-    A warning tells of patients whose images one peer holds out and another one learns.
+    A warning tells of patients whose images one peer holds out and another one learns, and of classes that
+    no peer can learn, as all of their images are held out.
     """
-    labels, together, found = data.train.labels, data.train.kept_together, []
+    labels, together, found = data.train.labels, _together(data.train, partition), []
     for peer, own in enumerate(dealt):
         # 1: another draw than that of images to be scored on instead of the test images.
         rng = np.random.default_rng([seed, peer, 1])
@@ -128,19 +127,31 @@ def held_out_by_each(
         found.append(own[_drawn(labels[own], len(data.classes), share, rng, of_own)])
     if (units := data.train.units) is not None:
         _refuse_divided(dealt, found, units, data)
-    if (patients := patients_of(data.train.columns)) is not None:
-        _warn_of_divided_patients(
-            [set(patients[own]) - {""} for own in dealt], [set(patients[o]) - {""} for o in found]
-        )
+    patients = None if deals_patients(partition) else patients_of(data.train.columns)
+    if patients is not None:
+        left = [np.setdiff1d(own, out) for own, out in zip(dealt, found, strict=True)]
+        _warn_of_divided_patients(*([set(patients[own]) - {""} for own in some] for some in (left, found)))
     without = [peer for peer in here if not len(found[peer])]
     if len(without) == len(dealt):
         raise DataError(
             f"validation = {share:g}: no peer has two training images of a class, one to train on and one to "
-            f"hold out to choose the best θ by{_what_stays_together(data)}; keep = last needs none"
+            f"hold out to choose the best θ by{_what_stays_together(data, partition)}; keep = last needs none"
         )
     for peer in without:
         log.warning("peer %d has no two images of a class to hold one out: it does not choose", peer)
+    every = np.concatenate(dealt)
+    _warn_of_lost_classes(data, share, every, np.setdiff1d(every, np.concatenate(found)))
     return found
+
+
+def _warn_of_lost_classes(data: Dataset, share: float, before: Positions, left: Positions) -> None:
+    labels = data.train.labels
+    if len(lost := np.setdiff1d(held_classes(labels[before]), held_classes(labels[left]))):
+        log.warning(
+            "validation = %g holds out all training images here with %s: nobody can learn them from these",
+            share,
+            some_names([data.classes[k] for k in lost]),
+        )
 
 
 def _refuse_divided(
@@ -159,11 +170,10 @@ def _refuse_divided(
                 )
 
 
-def _warn_of_divided_patients(seen: Sequence[set[str]], held: Sequence[set[str]]) -> None:
-    """Warn of patients of whom one peer holds images out, and another one has images, too."""
-    peers = Counter(who for some in seen for who in some)
+def _warn_of_divided_patients(learned: Sequence[set[str]], held: Sequence[set[str]]) -> None:
+    """Warn of patients of whom one peer holds images out, and another one learns images."""
     out = set().union(*held)
-    if divided := [who for who in out if peers[who] > 1]:
+    if divided := out & set().union(*learned):
         log.warning(
             "validation: of %d of %d patients whose images are held out, another peer has images, too, and "
             "learns them, so the best θ is chosen by patients who are not all new; partition = by:COLUMN, "
@@ -173,8 +183,12 @@ def _warn_of_divided_patients(seen: Sequence[set[str]], held: Sequence[set[str]]
         )
 
 
-def _what_stays_together(data: Dataset) -> str:
-    if patient_column(data.train.columns):
+def _together(train: Split, partition: str) -> npt.NDArray[np.int64] | None:
+    return train.units if deals_patients(partition) else train.kept_together
+
+
+def _what_stays_together(data: Dataset, partition: str) -> str:
+    if patient_column(data.train.columns) and not deals_patients(partition):
         return " (all images of one patient stay together)"
     return "" if data.train.units is None else " (the frames of one file stay together)"
 

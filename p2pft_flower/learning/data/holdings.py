@@ -123,7 +123,7 @@ class Holdings:
                 known=self._classes,
             ).within(self._most)
             if scored_on_held_out:
-                found = held_out(found, config.validation, config.seed)
+                found = held_out(found, config.validation, config.seed, config.partition)
             if self._classes is not None:
                 found = found.numbered_as(self._classes)
         check_whole(config, found)
@@ -271,8 +271,8 @@ class Holdings:
         DataError
             When no peer, of all n, has any.
         """
-        config, data = self.config, self.dataset
-        return held_out_by_each(self._dealt, data, config.validation, config.seed, self.here)
+        c, data = self.config, self.dataset
+        return held_out_by_each(self._dealt, data, c.validation, c.seed, self.here, c.partition)
 
     @cached_property
     def _dealt(self) -> Partition:

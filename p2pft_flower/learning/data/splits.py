@@ -147,7 +147,8 @@ class Split:
     def kept_together(self) -> npt.NDArray[np.int64] | None:
         """A number of each image's patient, (N,), else of its file; None: each image is by itself.
 
-        A score on some images of a patient says little if others of that patient are learned.
+        A score on some images of a patient says little if others of that patient are learned. Frames of one
+        file have one number, also where the patient of some is not told, or theirs are several.
         """
         patients, files = patients_of(self.columns), self.units
         if patients is None:
@@ -155,7 +156,18 @@ class Split:
         number: dict[object, int] = {}
         alone = range(len(self)) if files is None else files.tolist()
         keys = (who or file for who, file in zip(patients, alone, strict=True))
-        return np.array([number.setdefault(key, len(number)) for key in keys], dtype=np.int64)
+        found = np.array([number.setdefault(key, len(number)) for key in keys], dtype=np.int64)
+        if files is None:
+            return found
+        from scipy.sparse import coo_array
+        from scipy.sparse.csgraph import connected_components
+
+        # A graph of patients and files, with an edge for each frame.
+        ends = (found, len(number) + files)
+        size = len(number) + len(files)
+        graph = coo_array((np.ones(len(self), np.int8), ends), shape=(size, size))
+        _, parts = connected_components(graph, directed=False)
+        return np.asarray(parts, dtype=np.int64)[found]
 
     @classmethod
     def of_files(

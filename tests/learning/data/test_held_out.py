@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ from PIL import Image
 
 from p2pft_flower.config import LearningConfig
 from p2pft_flower.errors import DataError
-from p2pft_flower.learning.data.held_out import held_out
+from p2pft_flower.learning.data.held_out import held_out, held_out_by_each
 from p2pft_flower.learning.data.holdings import Holdings
 from p2pft_flower.learning.data.splits import Dataset, Split
 from p2pft_flower.learning.scoring import answers_of
@@ -138,6 +140,29 @@ def test_a_class_of_one_patient_is_not_scored_and_one_in_all_is_refused():
         held_out(of_patients(["P0"] * 4, [0] * 4), 0.5, seed=0)
 
 
+@pytest.mark.parametrize(("other", "value"), [("subject", ""), ("patient_name", "anonymous")])
+def test_of_two_columns_of_patients_the_one_that_tells_more_counts_and_names_last(other, value):
+    data = of_patients([f"P{k // 3}" for k in range(24)], [k // 12 for k in range(24)])
+    columns = {other: np.array([value] * 24, dtype=object), **data.train.columns}
+    found = held_out(replace(data, train=replace(data.train, columns=columns)), 0.25, seed=0)
+    trained, scored = (set(split.columns["patient_id"]) for split in (found.train, found.test))
+    assert not trained & scored
+
+
+@pytest.mark.parametrize("patient", ["", "Q"])
+def test_frames_of_a_file_stay_together_where_the_patient_of_some_is_another_or_not_told(patient):
+    told = [patient and f"{patient}{k}" if k % 4 == 3 else f"P{k // 8}" for k in range(48)]
+    data = of_patients(told, [k % 2 for k in range(48)])
+    files = [Path(f"/scans/{k // 4}.dcm") for k in range(48)]
+    frames = np.arange(48) % 4 + 1
+    data = replace(data, train=replace(data.train, files=files, frames=frames))
+    for seed in range(5):
+        found = held_out(data, 0.3, seed)
+        assert not set(found.train.files) & set(found.test.files)
+        trained, scored = (set(split.columns["patient_id"]) - {""} for split in (found.train, found.test))
+        assert not trained & scored
+
+
 BEST = {"keep": "best:loss", "validation": 0.25}
 
 
@@ -175,6 +200,44 @@ def test_a_patient_whose_images_two_peers_have_is_told_where_one_chooses_by_them
     config = LearningConfig(dataset=f"table:{tmp_path}/all/labels.csv", partition="classes:a,b", **BEST)
     assert all(map(len, Holdings(config, 2).validations))
     assert "another peer has images, too, and learns them" in caplog.text
+
+
+def test_the_other_peers_images_of_a_patient_are_not_told_where_they_are_held_out_too(caplog):
+    patients = np.array([f"P{k}" for k in (0, 0, 1, 1, 0, 0, 1, 1)], dtype=object)
+    data = of_patients(patients, [0] * 8)
+    dealt = [np.arange(4), np.arange(4, 8)]
+    told = {}
+    for seed in range(10):
+        caplog.clear()
+        held = held_out_by_each(dealt, data, 0.5, seed, range(2))
+        one, other = (set(patients[own]) for own in held)
+        told[one == other] = "another peer has images" in caplog.text
+    assert told == {True: False, False: True}
+
+
+@pytest.mark.parametrize("keys", [BEST, {"validation": 0.25}])
+def test_images_are_drawn_where_each_peer_is_a_patient(keys, tmp_path, caplog):
+    write_rows(tmp_path / "all", [f"P{k // 4}" for k in range(8)])
+    dataset = f"table:{tmp_path}/all/labels.csv"
+    holdings = Holdings(LearningConfig(dataset=dataset, partition="by:Patient", **keys), 2)
+    assert all(map(len, holdings.shares))
+    if keys is BEST:
+        assert [len(held) for held in holdings.validations] == [2, 2]
+    else:
+        assert len(holdings.test_positions) == 4
+    assert "another peer has images" not in caplog.text
+
+
+def test_a_class_of_which_the_peers_hold_all_images_out_is_told(caplog):
+    """All images of class 0 are of P0, who counts for class 1, of which there are fewer images."""
+    data = of_patients(["P0"] * 6 + ["P1", "P2", "P2"], [0] * 5 + [1] * 4)
+    lost = 0
+    for seed in range(8):
+        caplog.clear()
+        held = held_out_by_each([np.arange(9)], data, 0.3, seed, [0])[0]
+        assert ("all training images here with class 0" in caplog.text) is (0 in held)
+        lost += 0 in held
+    assert 0 < lost < 8
 
 
 def test_each_peer_holds_out_a_share_of_each_class_of_its_own_images_and_does_not_train_on_them():
