@@ -1,6 +1,6 @@
 """For all tests: nothing is kept in the home of whoever runs them, and random examples never change.
 
-Neither torch nor NumPy has more than one thread, here or in a process that a test starts: five processes of
+Neither torch nor NumPy has more than one thread, here or in a process that a test starts: four processes of
 tests share the cores, and threads that wait for one another there take ten times as long.
 
 ``HYPOTHESIS_PROFILE=search pytest …`` draws new ones; what fails there becomes a test of its own.

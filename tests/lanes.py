@@ -1,7 +1,7 @@
 """Two lanes of pytest-xdist's workers: one for tests that wait, one for tests that compute.
 
 A test that waits starts processes, or has deadlines in real time: it needs little of the processor, but that
-at once. A test that computes keeps a core busy. The first two fifths of the workers (two of the five that
+at once. A test that computes keeps a core busy. The first half of the workers (two of the four that
 ``pyproject.toml`` asks for) compute, at a lower priority, so that they take what the others leave;
 the rest wait. When a lane has no more to do, its workers help the other one.
 
@@ -23,11 +23,11 @@ from pathlib import Path
 from xdist.scheduler import LoadScopeScheduling
 
 WAITS = (
+    "tests/flower/test_deployments.py",
     "tests/deploy/test_guide.py",
-    "tests/cli/test_real_runs.py",
     "tests/cli/test_ray_cluster.py",
     "tests/cli/test_up.py",
-    "tests/flower/test_deployments.py",
+    "tests/cli/test_real_runs.py",
     "tests/flower/test_killed_and_resumed.py",
     "tests/cli/test_killed_and_resumed.py",
     "tests/lab",
@@ -87,7 +87,7 @@ def rank(nodeid: str) -> int:
 
 def computes(worker: str, workers: int) -> bool:
     """Tell whether a worker (``gw0``, …) is one of those that compute."""
-    return int(worker.removeprefix("gw")) < 2 * workers // 5
+    return int(worker.removeprefix("gw")) < workers // 2
 
 
 def lower_priority() -> None:
