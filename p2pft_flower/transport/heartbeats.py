@@ -36,6 +36,7 @@ it runs again, it grants all of them ``silence`` seconds anew.
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -87,6 +88,8 @@ class _Remote:
     """The problem, in words, of the last gossip with the neighbour; empty if that did not fail."""
     attempt: Future[tuple[Loss, str]] | None = None
     """The connection attempt of this silence; None again when the neighbour is heard of."""
+    met: float = -math.inf
+    """Time at which the neighbour's last gossip came."""
 
 
 class Heartbeats(Closing):
@@ -244,11 +247,11 @@ class Heartbeats(Closing):
                 )
                 self._attempts.append(known.attempt)
             attempt = known.attempt
-            revoked = self._links.revoked(remote)
-            if revoked is not None and known.heard > revoked[0]:  # it came back with a new certificate
-                revoked = None
+            revoked = self._revocation(remote, known)
         limit: float | None = None
         if revoked is not None:
+            if now - revoked[0] < 2 * self.interval:  # a neighbour with a new certificate has not spoken yet
+                return None
             how, problem = Loss.REVOKED, revoked[1]
         elif hanging is not None:
             how, (limit, problem) = Loss.HANGING, hanging
@@ -277,12 +280,20 @@ class Heartbeats(Closing):
 
         Empty also if it was heard of since, with a new certificate.
         """
-        revoked = self._links.revoked(remote)
         with self._lock:
-            known = self._remotes.get(self._host_of(remote))
-        if revoked is None or (known is not None and known.heard > revoked[0]):
-            return ""
-        return f"{Loss.REVOKED.value}: {revoked[1]}"
+            revoked = self._revocation(remote, self._remotes.get(self._host_of(remote)))
+        return "" if revoked is None else f"{Loss.REVOKED.value}: {revoked[1]}"
+
+    def _revocation(self, remote: int, known: _Remote | None) -> tuple[float, str] | None:
+        """Return when a peer's certificate was revoked, and a sentence; None of a peer that has a later one.
+
+        Gossip that comes after the list proves a later certificate, as the server refuses the revoked one.
+        What was under way proves nothing: gossip may be for a moment, a payload until it is taken.
+        """
+        revoked = self._links.revoked(remote)
+        if revoked is None or (known is not None and known.met > revoked[0] + self.interval / 2):
+            return None
+        return revoked
 
     def beat(self) -> None:
         """Gossip with all neighbours but those that still must answer; the thread does so each interval."""
@@ -406,7 +417,7 @@ class Heartbeats(Closing):
         with self._lock:
             if (known := self._note_heard(gossip.sender)) is None:
                 return
-            known.failure = ""
+            known.failure, known.met = "", known.heard
             if not gossip.HasField("pulse"):
                 return
             before, known.pulse, known.pulsed = known.pulse, gossip.pulse, known.heard

@@ -272,6 +272,8 @@ def test_a_revoked_neighbour_is_lost_at_once_by_name(north):
         assert zero.beats.absence(1) is None
         revoke(north.authority, [own[1].folder])
         publish(north, own[0])
+        assert zero.links.revoked(1) is not None
+        zero.beats.heard(1)  # a payload that was in the inbox when the list came
         lost = first_absence(zero.beats, 1)
         with pytest.raises(RevokedError, match="the certificate of peer 1 was revoked on "):
             first_absence(one.beats, 0)  # its own gossip has told it
@@ -279,6 +281,25 @@ def test_a_revoked_neighbour_is_lost_at_once_by_name(north):
     assert lost.lost == 1
     assert str(lost).startswith("peer 0, edge ")
     assert "peer 1 is lost (revoked): the certificate of peer 1 was revoked on " in str(lost)
+
+
+def test_a_neighbour_that_has_a_later_certificate_is_not_lost_when_the_list_comes(north):
+    addresses, edges = free_addresses(2), [(0, 1), (1, 0)]
+    own, old = north[0], north[1]
+    revoke(north.authority, [old.folder])
+    later = north[1]
+    with Beating(0, edges, addresses, own) as zero, Beating(1, edges, addresses, later) as one:
+        zero.beats.interval = one.beats.interval = 0.2
+        zero.beats.start()
+        one.beats.start()
+        zero.wait_until(lambda gossip: gossip.sender == 1)
+        publish(north, own)
+        assert zero.links.revoked(1) is not None
+        end, never = time.monotonic() + 10 * zero.beats.interval, threading.Event()
+        while time.monotonic() < end:
+            assert zero.beats.absence(1) is None
+            assert zero.beats.revoked(1) == "" or time.monotonic() < end - 5 * zero.beats.interval
+            never.wait(0.02)
 
 
 # Observer and probe
