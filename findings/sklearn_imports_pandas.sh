@@ -2,7 +2,7 @@
 # scikit-learn 1.9.1, pandas 3.1.1: `import sklearn` alone, or of any of its parts, imports pandas where it is installed,
 # and scipy.stats in any case, though neither is used: to load the digits that come with it, or one metric. pandas is no
 # dependency of scikit-learn, so whoever installs pandas for something else makes every process that imports scikit-learn
-# start later; together they take as long as `import torch`. A process for each client or worker pays it each time, also
+# start later; together they take nearly as long as `import torch`. A process for each client or worker pays it each time, also
 # one that is forked, unless the import was before the fork.
 #
 # Expected: pandas and scipy.stats are imported when they are needed. Seen: both are there after `import sklearn`.
