@@ -2,8 +2,8 @@
 # scikit-learn 1.9.1, pandas 3.1.1: `import sklearn` alone, or of any of its parts, imports pandas where it is installed,
 # and scipy.stats in any case, though neither is used: to load the digits that come with it, or one metric. pandas is no
 # dependency of scikit-learn, so whoever installs pandas for something else makes every process that imports scikit-learn
-# start later; together they take nearly as long as `import torch`. A process for each client or worker pays it each time, also
-# one that is forked, unless the import was before the fork.
+# start later; together they take nearly as long as `import torch`. A process for each client or worker pays it each
+# time, also one that is forked, unless the import was before the fork.
 #
 # Expected: pandas and scipy.stats are imported when they are needed. Seen: both are there after `import sklearn`.
 # Exit 0 while it does so, 1 when that has changed.
