@@ -313,3 +313,13 @@ def test_validation_scores_are_those_of_scikit_learn_on_the_images_that_are_held
     assert scores.balanced_accuracy == pytest.approx(expected)
     gradients = [objective.gradient(theta), workload.objectives([0])[0].gradient(theta)]
     assert gradients[0].tobytes() == gradients[1].tobytes()  # scoring changes no gradient
+
+
+def test_patients_on_both_sides_at_one_site_are_told_once_with_the_peer(tmp_path, caplog):
+    for peer in range(2):
+        write_rows(tmp_path / f"site-{peer}", ["P0", "P1"])
+    file = tmp_path / "site-1" / "labels.csv"
+    file.write_text(file.read_text().replace("test,tested", "test,P0"))
+    Holdings(LearningConfig(dataset=f"table:{tmp_path}/site-{{peer}}/labels.csv"), 2).data(0)
+    told = [r.getMessage() for r in caplog.records if "TEST PATIENTS HAVE TRAINING IMAGES" in r.getMessage()]
+    assert [message.split(":")[0] for message in told] == ["peer 1"]
