@@ -53,8 +53,8 @@ RAYS_TIMEOUTS = (
 """What Ray says if its own processes do not start within its 30 s, which no setting of it changes."""
 
 RAY_LATE = (
-    "Ray, which simulates the peers, did not start in its time of 30 s, since this machine had too much else "
-    "to do: do the run again once it has less"
+    "Ray, which simulates the peers, did not start in its time of 30 s, as happens if the machine has too "
+    "much else to do: do the run again once it has less"
 )
 
 EXIT_FAILED = 1

@@ -32,7 +32,8 @@ def test_a_killed_peer_is_shown_lost_and_back_and_the_page_keeps_the_end(browser
             time.sleep(0.1)  # each host writes its own within a second
         with served(Watch(folder=tmp_path.resolve())) as address, opened(browser, address) as page:
             page.locator("#graph .edge.lit").first.wait_for(state="attached")
-            expect(page.locator("#graph .edge")).to_have_count(6)  # each, once it was heard of
+            edges = expect(page.locator("#graph .edge"))
+            edges.to_have_count(6, timeout=1000 * PATIENCE)  # each stands there once it was heard of
             text(page, "#edge-rows", "ms")
             peers.kill(3)
             page.locator('#graph [data-peer="3"][data-state="lost"]').wait_for()

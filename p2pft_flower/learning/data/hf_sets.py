@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import logging
+import math
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
@@ -291,7 +292,7 @@ def _texts(table: Any) -> dict[str, npt.NDArray[np.object_]]:
         if isinstance(feature, datasets.ClassLabel):
             return ["" if value is None or value < 0 else feature.names[value].strip() for value in values]
         if feature.dtype.startswith("float"):
-            told = [None if value is None or value != value else value for value in values]  # noqa: PLR0124 - NaN
+            told = [None if value is None or math.isnan(value) else value for value in values]
             if not all(value is None or value.is_integer() for value in told):
                 return []
             values = [None if value is None else int(value) for value in told]
