@@ -17,8 +17,6 @@ from pathlib import Path
 
 import click
 import pytest
-import typer
-from typer.testing import CliRunner
 
 from p2pft_flower.cli import app
 from p2pft_flower.cli.fedtune import _by_source
@@ -26,6 +24,7 @@ from p2pft_flower.cli.settings import check, parse_settings
 from p2pft_flower.config import RunConfig
 from p2pft_flower.errors import P2PFTError
 from tests.blocks import ROOT, Block, blocks_of, commands_of, shown, unlike
+from tests.commands import CliRunner, command_of
 from tests.test_documents import DOCUMENTS
 
 HERE = "tests/test_document_blocks.py::"
@@ -235,7 +234,7 @@ def test_each_test_that_a_table_names_is_there() -> None:
 
 def parsed(words: list[str]) -> click.Context:
     """Return the context of the command that the words after ``p2pft`` name, with its parameters read."""
-    command: click.Command = typer.main.get_command(app)
+    command: click.Command = command_of(app)
     context, name = None, "p2pft"
     while True:
         context = command.make_context(name, list(words), parent=context)

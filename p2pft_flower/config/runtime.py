@@ -38,8 +38,8 @@ class RuntimeConfig:
         ``auto``: in memory within a host, sockets between hosts, and 512 peers and more of one machine on one
         host; ``memory``: all peers on one host; ``grpc``: sockets even within a host.
     threads : int
-        Number of torch's threads of each host, and of those that mix the vectors of many peers. Runs are
-        bit-identical to each other at the same value.
+        Number of torch's threads for an operation. Runs are bit-identical to each other at the same value. A
+        host with all peers of a run shares them out among the machine's cores whatever the value is.
     meet_timeout : float
         Seconds after which a peer is given up that is missing, silent, or prepares without progress (an image
         read, a batch of 64 through the trunk) before the first iteration; peers that make progress are waited

@@ -18,6 +18,7 @@ import numpy as np
 
 from p2pft_flower.algorithms.compression import Memory, wide
 from p2pft_flower.algorithms.seam import Both, Columns, Mix, Rows, Vector, combine
+from p2pft_flower.cores import cores
 from p2pft_flower.errors import P2PFTError
 from p2pft_flower.host.best import Table, merged
 from p2pft_flower.host.class_counts import merged_counts
@@ -28,7 +29,7 @@ from p2pft_flower.plan import Neighbourhood
 __all__ = ["DivergedError", "HostExchange"]
 
 MANY = 2**23
-"""Numbers of all local peers' vectors together from which several threads mix them."""
+"""Numbers of all local peers' vectors together from which several threads mix them; sums are the same."""
 
 
 class DivergedError(P2PFTError):
@@ -77,8 +78,6 @@ class HostExchange:
         The way to peers elsewhere; None if every neighbour is on this host.
     itemsize : int
         Size of one number of a vector, in bytes.
-    threads : int
-        Number of threads that mix the vectors of many peers; the sums do not depend on it. Default 1.
 
     Attributes
     ----------
@@ -91,9 +90,9 @@ class HostExchange:
         Seconds spent in exchanges so far.
     """
 
-    def __init__(self, peers: Iterable[int], wires: Wires | None, itemsize: int, threads: int = 1) -> None:
+    def __init__(self, peers: Iterable[int], wires: Wires | None, itemsize: int) -> None:
         self._wires = wires
-        self._itemsize, self._threads = itemsize, threads
+        self._itemsize, self._threads = itemsize, cores()
         self.memories: dict[tuple[int, int], Memory] = {}
         self._largest: dict[tuple[int, int], float] = {}
         self._begun = _Begun(Rows, {}, {}, {})

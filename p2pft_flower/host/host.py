@@ -231,7 +231,7 @@ class Host:
             method,
             objectives,
             together(self.problem, objectives),
-            HostExchange(self._peers, wires, theta0.dtype.itemsize, self._config.runtime.threads),
+            HostExchange(self._peers, wires, theta0.dtype.itemsize),
             recorder,
             Keeper(self.plan, self.problem.model_digest, recorder, gradients_per_step(method)),
             self._pulse,

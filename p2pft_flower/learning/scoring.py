@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -16,8 +17,10 @@ from p2pft_flower.learning.class_scores import class_scores
 from p2pft_flower.learning.data.label_arrays import named
 from p2pft_flower.learning.losses import decisions, image_loss
 from p2pft_flower.learning.losses import probabilities as probabilities_of
+from p2pft_flower.learning.model.structure import share_copy
 from p2pft_flower.learning.store.features import Features
 from p2pft_flower.learning.theta import Vector, set_theta, trained_parameters
+from p2pft_flower.learning.threads import side_by_side
 from p2pft_flower.scores import ClassScores
 
 __all__ = [
@@ -208,6 +211,7 @@ def answers_of_all(
     *,
     probabilities: bool = False,
     progress: Callable[[], None] = lambda: None,
+    threads: int = 1,
 ) -> list[Answers]:
     """Return the answers of each θ to all test images, each of which is read once.
 
@@ -224,24 +228,33 @@ def answers_of_all(
     probabilities : bool
         Whether the answers have probabilities; default False.
     progress : callable, optional
-        Called after each pass of a batch through the tail.
+        Called after each pass of a batch through the tail, by the thread that did it.
+    threads : int
+        Number of threads that share the θ; the answers do not depend on it. Default 1.
     """
     tail.eval()
-    trained = trained_parameters(tail)
+    threads = max(1, min(threads, len(thetas)))
+    tails = [tail, *(share_copy(tail) for _ in range(1, threads))]
     none, several = test.labels[:0].cpu(), test.labels.ndim == 2
     truth, losses, answers, likely = [none], _lists(thetas), _lists(thetas), _lists(thetas)
-    for start in range(0, len(test), EVALUATION_BATCH):
-        inputs, labels = test.read(np.arange(start, min(start + EVALUATION_BATCH, len(test))))
-        truth.append(labels.cpu())
-        for k, theta in enumerate(thetas):
-            set_theta(trained, theta)  # not in inference mode, in which gradients could not use it later
+
+    def answer(inputs: Sequence[torch.Tensor], labels: torch.Tensor, thread: int) -> None:
+        trained = trained_parameters(tails[thread])
+        for k in range(thread, len(thetas), threads):
+            set_theta(trained, thetas[k])  # not in inference mode, in which gradients could not use it later
             with torch.inference_mode():
-                logits = tail(*inputs)
+                logits = tails[thread](*inputs)
                 losses[k].append(image_loss(logits, labels, "none").cpu().double())
                 answers[k].append(decisions(logits, several=several).cpu())
                 if probabilities:
                     likely[k].append(probabilities_of(logits.cpu().double(), several=several))
             progress()
+
+    with side_by_side(threads) as pool:
+        for start in range(0, len(test), EVALUATION_BATCH):
+            inputs, labels = test.read(np.arange(start, min(start + EVALUATION_BATCH, len(test))))
+            truth.append(labels.cpu())
+            list(pool.map(partial(answer, inputs, labels), range(threads)))
     labels, nothing = torch.cat(truth), torch.empty((0, 0), dtype=torch.double)
     return [
         Answers(

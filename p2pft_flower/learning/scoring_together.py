@@ -9,6 +9,7 @@ differently from that of one; and on processors it is slower, as it copies the i
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import groupby
 
 import xxhash
@@ -30,6 +31,7 @@ def evaluate_together(
     *,
     full: bool = False,
     progress: Callable[[], None] = lambda: None,
+    threads: int = 1,
 ) -> Iterator[dict[int, InFull]]:
     """Yield each peer's scores, if ``full`` with all that is known of them, some peers at a time.
 
@@ -44,13 +46,16 @@ def evaluate_together(
         False: there are none.
     progress : callable, optional
         Called after each pass of a batch through the tail.
+    threads : int
+        Number of threads that share the θ; the scores do not depend on it. Default 1.
     """
+    answers = partial(answers_of_all, probabilities=full, progress=progress, threads=threads)
     for _, sharing in groupby(thetas, lambda peer: id(objectives[peer].test)):
         peers = list(sharing)
         one = objectives[peers[0]]
         most = max(1, MEMORY // max(1, _bytes(one.test, one.outputs if full else 0)))
         for start in range(0, len(peers), most):
-            yield _scored(objectives, {p: thetas[p] for p in peers[start : start + most]}, full, progress)
+            yield _scored(objectives, {p: thetas[p] for p in peers[start : start + most]}, full, answers)
 
 
 def _bytes(test: Features, probabilities: int) -> int:
@@ -63,11 +68,11 @@ def _scored(
     objectives: Mapping[int, PeerObjective],
     thetas: Mapping[int, Vector],
     full: bool,
-    progress: Callable[[], None],
+    answers: Callable[..., list[Answers]],
 ) -> dict[int, InFull]:
     places, different = _distinct(list(thetas.values()))
     one = objectives[next(iter(thetas))]
-    found = answers_of_all(one.tail, different, one.test, probabilities=full, progress=progress)
+    found = answers(one.tail, different, one.test)
     return {p: _of(objectives[p], found[place], full) for p, place in zip(thetas, places, strict=True)}
 
 

@@ -7,12 +7,17 @@ product of each: benchmarks/many_peers.py measures what that gains.
 A peer's gradient equals the one computed alone up to rounding, and to the last bit it does not depend on the
 peers beside it, and so not on which host runs which peer (invariant 2 of docs/architecture.md). For that, a
 mini-batch is padded to a size that depends on this mini-batch alone (the padding weighs nothing), and no
-product is of one matrix, for which libraries have other kernels.
+product is of one matrix, for which libraries have other kernels. So several threads may each compute some of
+the peers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from functools import partial
+from math import ceil
+from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -28,13 +33,14 @@ from p2pft_flower.learning.model.modes import training
 from p2pft_flower.learning.model.structure import share_copy
 from p2pft_flower.learning.objective import PeerObjective, gradient_of
 from p2pft_flower.learning.theta import as_tensor, trained_parameters
+from p2pft_flower.learning.threads import side_by_side
 
 __all__ = ["Together", "padded_size", "why_apart"]
 
 Vector = npt.NDArray[np.float32]
 
 MEMORY = 2**27
-"""Numbers that one computation may hold, roughly: more peers are computed in several chunks."""
+"""Numbers that are held at a time, roughly: more peers are computed in several chunks."""
 
 _EQUAL = 1e-4
 """Largest distance, relative to the gradient's norm, at which two ways to compute it count as the same."""
@@ -52,12 +58,17 @@ class Together:
         The tail, for which :func:`why_apart` finds no reason.
     objectives : mapping of int to PeerObjective
         The peers' objectives, without privacy and pooled images.
+    threads : int
+        Number of threads that compute; the gradients do not depend on it. Default 1.
     """
 
-    def __init__(self, tail: nn.Module, objectives: Mapping[int, PeerObjective]) -> None:
-        self._tail, self._objectives = share_copy(tail), objectives
-        self._shapes = {n: p.shape for n, p in self._tail.named_parameters() if p.requires_grad}
-        self._each = _gradients_of(self._tail)
+    def __init__(self, tail: nn.Module, objectives: Mapping[int, PeerObjective], threads: int = 1) -> None:
+        self._objectives, self._threads = objectives, threads
+        self._shapes = {n: p.shape for n, p in tail.named_parameters() if p.requires_grad}
+        self._tails = SimpleQueue[nn.Module]()
+        """One for each thread: a computation puts its tensors in the place of the tail's parameters."""
+        for _ in range(threads):
+            self._tails.put(share_copy(tail))
         self._memory = MEMORY
 
     def __call__(self, thetas: Mapping[int, Vector]) -> dict[int, Vector]:
@@ -69,14 +80,19 @@ class Together:
             When images of a mini-batch cannot be read: see :meth:`MiniBatches.read`. Then no peer has drawn.
         """
         batches = {peer: self._objectives[peer].read() for peer in thetas}
-        gradients: dict[int, Vector] = {}
-        with training(self._tail):
-            for peers, size in self._chunks(batches):
-                rows, losses = self._computed(peers, size, thetas, batches)
-                for peer, row, loss in zip(peers, rows, losses, strict=False):
-                    gradients[peer] = row
-                    self._objectives[peer].drew(loss)
-        return {peer: gradients[peer] for peer in thetas}
+        drawn: dict[int, tuple[Vector, float]] = {}
+        chunks = list(self._chunks(batches))
+        with (
+            _batched_attention(),  # for all threads: torch's choice is the process's
+            side_by_side(self._threads) as threads,
+        ):
+            compute = partial(self._computed, thetas=thetas, batches=batches)
+            found = threads.map(compute, *zip(*chunks, strict=True))
+            for (peers, _), (rows, losses) in zip(chunks, found, strict=True):
+                drawn |= zip(peers, zip(rows, losses, strict=True), strict=False)
+        for peer in thetas:
+            self._objectives[peer].drew(drawn[peer][1])
+        return {peer: drawn[peer][0] for peer in thetas}
 
     def _chunks(self, batches: Mapping[int, MiniBatch]) -> Iterator[tuple[list[int], int]]:
         """Yield the peers that are computed together, and the size to which their mini-batches are padded."""
@@ -87,7 +103,8 @@ class Together:
         for size, peers in sorted(of_size.items()):
             one = batches[peers[0]]
             inputs = sum(t[:1].numel() for t in one.inputs) * size
-            most = max(2, self._memory // (4 * q + _HOLDS * inputs))
+            room = self._memory // self._threads // (4 * q + _HOLDS * inputs)
+            most = max(2, min(room, ceil(len(peers) / self._threads)))
             for begin in range(0, len(peers), most):
                 yield peers[begin : begin + most], size
 
@@ -112,7 +129,13 @@ class Together:
         shares = torch.stack([_shares(len(batch.labels), size) for batch in chosen]).to(device)
         known = [w for peer in rows if (w := self._objectives[peer].weights) is not None]
         weights = torch.stack(known) if known else None
-        found, losses = self._each(_by_name(theta, self._shapes), inputs, labels, shares, weights)
+        tail = self._tails.get()
+        try:
+            with training(tail):
+                each = _gradients_of(tail)
+                found, losses = each(_by_name(theta, self._shapes), inputs, labels, shares, weights)
+        finally:
+            self._tails.put(tail)
         flat = torch.cat([found[name].reshape(len(rows), -1) for name in self._shapes], dim=1)
         return flat.cpu().numpy(), losses.tolist()
 
@@ -136,11 +159,16 @@ def _gradients_of(tail: nn.Module) -> Callable[..., tuple[dict[str, torch.Tensor
     def gradients(*given: Any) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
         dims = tuple(None if one is None else 0 for one in given)
         each = vmap(grad_and_value(loss), in_dims=dims, randomness="error")
-        with sdpa_kernel(SDPBackend.MATH):  # torch batches this way of attention alone
-            found: tuple[dict[str, torch.Tensor], torch.Tensor] = each(*given)
+        found: tuple[dict[str, torch.Tensor], torch.Tensor] = each(*given)
         return found
 
     return gradients
+
+
+def _batched_attention() -> AbstractContextManager[None]:
+    """Return a context in which torch computes attention in the one way that it batches."""
+    context: AbstractContextManager[None] = sdpa_kernel(SDPBackend.MATH)
+    return context
 
 
 def padded_size(number: int) -> int:
@@ -198,7 +226,8 @@ def why_apart(tail: nn.Module, theta: Vector, probe: MiniBatch) -> str:
     with training(alone):
         expected, _ = gradient_of(alone, trained_parameters(alone), theta, probe)
         try:
-            found, _ = _gradients_of(alone)(_by_name(two, shapes), pair[:-1], pair[-1], shares, None)
+            with _batched_attention():
+                found, _ = _gradients_of(alone)(_by_name(two, shapes), pair[:-1], pair[-1], shares, None)
         except (RuntimeError, ValueError) as error:
             return f"torch.func.vmap cannot run its tail: {str(error).strip().splitlines()[0]}"
     flat = torch.cat([found[name][1].reshape(-1) for name in shapes]).cpu().numpy()

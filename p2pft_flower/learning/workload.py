@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from p2pft_flower.config import LearningConfig
+from p2pft_flower.cores import cores
 from p2pft_flower.errors import ConfigError
 from p2pft_flower.learning.data.batches import Batches, GrowingBatches
 from p2pft_flower.learning.data.holdings import Holdings
@@ -260,11 +261,16 @@ class Workload:
         why = self._why_apart(objectives)
         if not why:
             log.info("gradients: those of all peers of a host together (batched = %s)", asked)
-            return Together(self.tail, objectives)
+            return Together(self.tail, objectives, self._threads(objectives))
         if asked == "true":
             raise ConfigError(f"batched = true: {why}; leave batched out, or set it to auto")
         log.info("gradients: one peer after the other, for %s", why)
         return None
+
+    def _threads(self, objectives: Mapping[int, PeerObjective]) -> int:
+        """Return how many threads compute for peers: each core has one if no other host is there for it."""
+        alone = len(objectives) == self.n and self.device == "cpu"
+        return max(1, cores() // torch.get_num_threads()) if alone else 1
 
     def _why_apart(self, objectives: Mapping[int, PeerObjective]) -> str:
         if self.config.dp_clip:
@@ -389,7 +395,8 @@ class Workload:
         progress: Callable[[], None] = lambda: None,
     ) -> Iterator[dict[int, InFull]]:
         """Score the θ of many peers, some at a time: see :mod:`~p2pft_flower.learning.scoring_together`."""
-        return evaluate_together(objectives, thetas, full=full, progress=progress)
+        threads = self._threads(objectives)
+        return evaluate_together(objectives, thetas, full=full, progress=progress, threads=threads)
 
     def score(self, theta: npt.NDArray[np.float32]) -> Evaluation:
         """Score any peer's ``theta``, (q,) float32, on all test images, without ``accuracy_unseen``."""

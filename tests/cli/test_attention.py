@@ -9,7 +9,6 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from typer.testing import CliRunner
 
 from p2pft_flower.cli import app
 from p2pft_flower.config import LearningConfig, RunConfig
@@ -19,6 +18,7 @@ from p2pft_flower.learning.model.models import preprocessing
 from p2pft_flower.learning.tails import load_tail
 from p2pft_flower.learning.workload import Workload
 from p2pft_flower.report.results import SCHEMA, write_results
+from tests.commands import CliRunner
 
 PEERS = (range(2), range(2, 4), range(4, 7), range(7, 10))
 

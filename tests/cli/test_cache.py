@@ -6,12 +6,12 @@ import json
 
 import numpy as np
 import pytest
-from typer.testing import CliRunner
 
 from p2pft_flower.cli import app
 from p2pft_flower.cli.cache import parse_size
 from p2pft_flower.errors import ConfigError
 from p2pft_flower.learning.store.trunk_store import Field, Store, cache
+from tests.commands import CliRunner
 
 ABOUT = {"model": "vit_tiny", "path": "class-token", "trunk-dtype": "float32", "weights": "abc"}
 

@@ -6,13 +6,13 @@ import contextlib
 from collections import namedtuple
 
 import pytest
-from typer.testing import CliRunner
 
 from p2pft_flower.cli import app
 from p2pft_flower.cli.canary import require_room, verdict
 from p2pft_flower.cli.run import Finished
 from p2pft_flower.errors import ConfigError
 from p2pft_flower.keeping.checkpoints import checkpoint_folder
+from tests.commands import CliRunner
 from tests.report.made_up import results
 
 ENDED = Finished("completed")

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 
 import pytest
-from typer.testing import CliRunner
 
 from p2pft_flower.cli import app
 from p2pft_flower.transport import Credentials
+from tests.commands import CliRunner
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from typer.testing import CliRunner
 
 from p2pft_flower.cli import app
 from p2pft_flower.cli.demo import regression_problem
@@ -16,6 +15,7 @@ from p2pft_flower.cli.settings import parse_settings
 from p2pft_flower.config import LearningConfig
 from p2pft_flower.errors import ConfigError
 from p2pft_flower.learning.data.holdings import Holdings
+from tests.commands import CliRunner
 from tests.flower.engine import run_app
 
 

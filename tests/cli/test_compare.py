@@ -7,12 +7,12 @@ import signal
 import sys
 
 import pytest
-from typer.testing import CliRunner
 
 from p2pft_flower.cli import app, flwr_run
 from p2pft_flower.cli.flwr_run import FlowerError, local_superlink
 from p2pft_flower.lab import supervisor
 from p2pft_flower.report.results import read_results
+from tests.commands import CliRunner
 
 
 def compare(tmp_path, *words):

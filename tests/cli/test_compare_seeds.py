@@ -7,10 +7,10 @@ import json
 import math
 
 import pytest
-from typer.testing import CliRunner
 
 from p2pft_flower.cli import app
 from p2pft_flower.report.results import read_results
+from tests.commands import CliRunner
 
 
 def compare(tmp_path, *words):

@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import timm
-from typer.main import get_command
 
 import p2pft_flower
 from p2pft_flower.algorithms import ALGORITHMS
@@ -34,6 +33,7 @@ from p2pft_flower.learning.model.models import MODELS, create_model
 from p2pft_flower.learning.model.tuning import tune_model
 from p2pft_flower.topology import Graph
 from p2pft_flower.topology.schedule import scheduled
+from tests.commands import command_of
 
 SCRIPT = """
 . "$HOME/.bash_completions/p2pft.sh"
@@ -88,7 +88,7 @@ def offered(monkeypatch, *words):
     """Return what a bash with the words ``p2pft`` and ``words`` is answered; as above, but in process."""
     monkeypatch.setenv("COMP_WORDS", " ".join(["p2pft", *words]))
     monkeypatch.setenv("COMP_CWORD", str(len(words)))
-    return BashComplete(get_command(app), {}, "p2pft", "_P2PFT_COMPLETE").complete().split()
+    return BashComplete(command_of(app), {}, "p2pft", "_P2PFT_COMPLETE").complete().split()
 
 
 def test_values_graphs_connections_and_options_are_completed_too(monkeypatch, connections):

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from typer.testing import CliRunner
 
 from p2pft_flower.cli import app
 from p2pft_flower.cli.connections import check_connection
 from p2pft_flower.errors import ConfigError
+from tests.commands import CliRunner
 
 
 @pytest.mark.parametrize(

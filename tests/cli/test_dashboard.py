@@ -15,13 +15,13 @@ import urllib.request
 
 import httpx
 import pytest
-from typer.testing import CliRunner
 
 from p2pft_flower.cli import app, dashboard_server
 from p2pft_flower.cli.dashboard_server import FILES, Board, make_app
 from p2pft_flower.cli.dashboard_watch import Watch
 from p2pft_flower.keeping.bulletins import EdgeNow, bulletin_path, write_bulletin
 from p2pft_flower.report.live_page import page_of
+from tests.commands import CliRunner
 from tests.flower.engine import run_app
 from tests.quadratics import QUADRATICS
 from tests.report.test_status import NOW, bulletin, peer, view

@@ -6,7 +6,6 @@ import re
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
 from p2pft_flower.cli import app
 from p2pft_flower.cli.flwr_run import Ended
@@ -14,6 +13,7 @@ from p2pft_flower.cli.run import RunStoppedError, execute_or_record
 from p2pft_flower.errors import P2PFTError
 from p2pft_flower.flower.logs import status_in, status_line
 from p2pft_flower.report.results import SCHEMA, write_results
+from tests.commands import CliRunner
 from tests.flower.engine import run_app
 
 

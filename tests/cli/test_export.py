@@ -6,10 +6,10 @@ import json
 
 import pytest
 from safetensors.torch import load_file
-from typer.testing import CliRunner
 
 from p2pft_flower.cli import app
 from p2pft_flower.cli.evaluate import tail_files
+from tests.commands import CliRunner
 from tests.flower.engine import run_app
 
 

@@ -7,7 +7,6 @@ import logging
 
 import numpy as np
 import pytest
-from typer.testing import CliRunner
 
 from p2pft_flower.cli import app
 from p2pft_flower.cli.fedtune import _complete_words
@@ -16,6 +15,7 @@ from p2pft_flower.cli.reproducing import warnings_once
 from p2pft_flower.host.exchange import DivergedError
 from p2pft_flower.lab.trials import TrialOutcome
 from p2pft_flower.report.fedtune_findings import group_of
+from tests.commands import CliRunner
 
 BEST_HELD_OUT, BEST_ON_TEST = 0.1, 0.003
 

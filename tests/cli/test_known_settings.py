@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
-from typer.testing import CliRunner
 
 from p2pft_flower.cli import app, rehearsal
 from p2pft_flower.cli.rehearsal import Peer, Rehearsal, check_rehearsed
@@ -23,6 +22,7 @@ from p2pft_flower.keeping.about import PeerAbout
 from p2pft_flower.keeping.checkpoints import Checkpoint, checkpoint_folder, write_checkpoint
 from p2pft_flower.report.results import SCHEMA, write_results
 from p2pft_flower.topology import Graph
+from tests.commands import CliRunner
 
 WRONG = {
     # key: words, and what the one line says
@@ -580,7 +580,7 @@ def test_evaluate_refuses_data_that_is_not_there_before_torch_is_imported(tmp_pa
     }
     code = f"""
 import sys
-from typer.testing import CliRunner
+from tests.commands import CliRunner
 from p2pft_flower.cli import app
 for words, says in {cases!r}.items():
     done = CliRunner().invoke(app, ["evaluate", "peer-0.safetensors", *words.split()])

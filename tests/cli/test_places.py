@@ -8,11 +8,11 @@ import shutil
 import subprocess
 
 import pytest
-from typer.testing import CliRunner
 
 from p2pft_flower.cli import app
 from p2pft_flower.errors import ConfigError
 from p2pft_flower.keeping.folders import look_at, require_writable
+from tests.commands import CliRunner
 from tests.flower.engine import run_app
 
 from .real import environment, p2pft

@@ -9,7 +9,6 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
 from p2pft_flower.cli import app
 from p2pft_flower.cli.ray_cluster import RayCluster, look, share_of_cpus
@@ -21,6 +20,7 @@ from p2pft_flower.lab import supervisor
 from p2pft_flower.lab.ports import free_ports
 from p2pft_flower.topology import Graph
 from tests.blocks import blocks_of
+from tests.commands import CliRunner
 from tests.flower.engine import run_app
 from tests.flower.sameness import tails
 from tests.quadratics import QUADRATICS

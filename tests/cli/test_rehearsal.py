@@ -12,10 +12,10 @@ import time
 import psutil
 import pytest
 import yaml
-from typer.testing import CliRunner
 
 from p2pft_flower.cli import app, connections, rehearsal
 from p2pft_flower.lab.supervisor import Programs, marked
+from tests.commands import CliRunner
 
 MINE = """\
 # what I keep here

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
 from p2pft_flower.cli import app
 from p2pft_flower.flower import client
@@ -13,6 +12,7 @@ from p2pft_flower.host.agreement import LostContactError
 from p2pft_flower.host.host import PeerFailedError
 from p2pft_flower.keeping.journal import Journal
 from p2pft_flower.transport import ExchangeStoppedError
+from tests.commands import CliRunner
 from tests.journals import made_line
 
 

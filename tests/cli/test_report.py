@@ -12,13 +12,13 @@ import sys
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
-from typer.testing import CliRunner
 
 from p2pft_flower.cli import app
 from p2pft_flower.cli.report import BROWSERS
 from p2pft_flower.config import LearningConfig
 from p2pft_flower.learning.workload import Workload
 from tests.cli.test_attention import PEERS, write_run
+from tests.commands import CliRunner
 from tests.report.page.made_up import LOST, comparison, made_up, write
 
 

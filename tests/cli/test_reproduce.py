@@ -6,11 +6,11 @@ import fcntl
 import json
 
 import pytest
-from typer.testing import CliRunner
 
 from p2pft_flower.cli import app
 from p2pft_flower.cli.flwr_run import Ended
 from p2pft_flower.report.results import read_results
+from tests.commands import CliRunner
 from tests.flower.engine import run_app
 
 # Digits and the embedded model stand in: they are there on every machine.

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 from rich.filesize import decimal
-from typer.testing import CliRunner
 
 from p2pft_flower.cli import app
 from p2pft_flower.cli import runs as command
@@ -20,6 +19,7 @@ from p2pft_flower.keeping.journal import Journal
 from p2pft_flower.keeping.run_folders import in_use
 from p2pft_flower.keeping.running import registered
 from p2pft_flower.report.results import SCHEMA, write_results
+from tests.commands import CliRunner
 from tests.flower.engine import run_app
 from tests.journals import KINDS, made_line
 from tests.quadratics import QUADRATICS

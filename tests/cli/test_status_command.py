@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 
 import pytest
-from typer.testing import CliRunner
 
 from p2pft_flower.cli import app
 from p2pft_flower.cli.dashboard import _chosen
 from p2pft_flower.errors import DataError
 from p2pft_flower.keeping.bulletins import bulletin_path, write_bulletin
 from p2pft_flower.report.results import SCHEMA, runs_folder
+from tests.commands import CliRunner
 from tests.report.test_status import bulletin
 
 

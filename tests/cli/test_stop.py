@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typer.testing import CliRunner
-
 from p2pft_flower.cli import app
+from tests.commands import CliRunner
 
 
 class There:

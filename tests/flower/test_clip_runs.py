@@ -8,7 +8,6 @@ import threading
 
 import pytest
 from safetensors import safe_open
-from typer.testing import CliRunner
 
 from p2pft_flower.cli import app
 from p2pft_flower.cli.evaluate import texts_elsewhere
@@ -17,6 +16,7 @@ from p2pft_flower.flower import client
 from p2pft_flower.lab.ports import free_ports
 from p2pft_flower.learning.model.tower_names import GLYPH_CLIP
 from p2pft_flower.report.results import read_results
+from tests.commands import CliRunner
 from tests.letters import write_names
 
 from .engine import Engine, run_app

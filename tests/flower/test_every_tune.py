@@ -10,7 +10,6 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
-from typer.testing import CliRunner
 
 from p2pft_flower.cli import app
 from p2pft_flower.config import RunConfig
@@ -18,6 +17,7 @@ from p2pft_flower.flower import client
 from p2pft_flower.learning import tails
 from p2pft_flower.learning.workload import Workload
 from p2pft_flower.report.results import read_results
+from tests.commands import CliRunner
 
 from .engine import run_app
 from .sameness import same_run

@@ -7,7 +7,6 @@ import json
 import numpy as np
 import pytest
 import torch
-from typer.testing import CliRunner
 
 from p2pft_flower.cli import app
 from p2pft_flower.errors import P2PFTError
@@ -16,6 +15,7 @@ from p2pft_flower.learning.data.sites import load_sites
 from p2pft_flower.learning.exports import load_export
 from p2pft_flower.report.results import read_results
 from p2pft_flower.report.tables import run_table
+from tests.commands import CliRunner
 from tests.features import NAMES, arrays, write_features, write_text
 
 from .engine import run_app

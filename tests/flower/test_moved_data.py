@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from msgspec import structs
 from PIL import Image
-from typer.testing import CliRunner
 
 from p2pft_flower.cli import app
 from p2pft_flower.cli.settings import settings_of_resumed
@@ -31,6 +30,7 @@ from p2pft_flower.keeping.resuming import config_differences
 from p2pft_flower.lab.ports import free_ports
 from p2pft_flower.report.collected import collect_results, find_peers
 from p2pft_flower.report.results import read_results
+from tests.commands import CliRunner
 from tests.learning.data.test_torchvision_sets import write_cifar, write_pets
 
 from .engine import run_app

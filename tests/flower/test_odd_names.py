@@ -9,12 +9,12 @@ import os
 import numpy as np
 import pytest
 from PIL import Image
-from typer.testing import CliRunner
 
 from p2pft_flower.cli import app
 from p2pft_flower.errors import P2PFTError
 from p2pft_flower.flower.logs import _EachLine
 from p2pft_flower.report.results import read_results
+from tests.commands import CliRunner
 from tests.flower.engine import run_app
 
 NAMES = [

@@ -8,7 +8,6 @@ import sys
 import numpy as np
 import pytest
 from safetensors import safe_open
-from typer.testing import CliRunner
 
 from p2pft_flower.algorithms import simulate
 from p2pft_flower.cli import app as cli
@@ -20,6 +19,7 @@ from p2pft_flower.host.own_problem import Plugged
 from p2pft_flower.lab.ports import free_ports
 from p2pft_flower.report.results import read_results
 from p2pft_flower.topology import Graph
+from tests.commands import CliRunner
 from tests.examples import write_example
 from tests.quadratics import QUADRATICS, Peer, Quadratics
 

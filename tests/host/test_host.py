@@ -16,7 +16,8 @@ import pytest
 from p2pft_flower.algorithms import simulate
 from p2pft_flower.config import RunConfig
 from p2pft_flower.flower import host_process
-from p2pft_flower.host.exchange import DivergedError
+from p2pft_flower.host import exchange
+from p2pft_flower.host.exchange import DivergedError, HostExchange
 from p2pft_flower.host.host import Host, PeerFailedError
 from p2pft_flower.host.meeting import Meeting
 from p2pft_flower.host.wires import Access
@@ -88,6 +89,23 @@ def test_every_peer_agrees_on_the_optimum_of_all(tmp_path):
         tmp_path / "dgd", [[0, 1, 2, 3]], {}, iterations=600, algorithm="dgd", **{"learning-rate": 0.02}
     )
     assert np.abs(biased - best).max() > 1.0
+
+
+@pytest.mark.parametrize("threads", [2, 3])
+def test_threads_that_share_the_mixing_of_many_vectors_change_no_bit(threads, tmp_path, monkeypatch):
+    alone, _ = train(tmp_path / "one", [[0, 1, 2, 3]], {}, iterations=5)
+    names, plain = set(), HostExchange._mixed
+    monkeypatch.setattr(exchange, "MANY", 1)
+    monkeypatch.setattr(exchange, "cores", lambda: threads)
+
+    def mixed(*given, **named):
+        names.add(threading.current_thread().name)
+        return plain(*given, **named)
+
+    monkeypatch.setattr(HostExchange, "_mixed", mixed)
+    found, _ = train(tmp_path / "several", [[0, 1, 2, 3]], {}, iterations=5)
+    np.testing.assert_array_equal(found, alone)
+    assert {name.rpartition("_")[0] for name in names} == {"p2pft-mix"}
 
 
 def test_what_is_sent_is_what_the_method_costs(tmp_path):

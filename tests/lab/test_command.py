@@ -10,9 +10,9 @@ import sys
 from pathlib import Path
 
 import psutil
-from typer.testing import CliRunner
 
 from p2pft_flower.cli import app
+from tests.commands import CliRunner
 from tests.journals import tracker_surplus
 
 PROGRAM = str(Path(sys.executable).parent / "p2pft")

@@ -92,6 +92,19 @@ def test_each_image_is_read_once_for_all_peers_and_each_theta_runs_once(peers):
     assert found[0].score.accuracy_unseen != found[2].score.accuracy_unseen  # each by its own classes
 
 
+@pytest.mark.parametrize("threads", [2, 3, 20])
+def test_threads_share_the_thetas_and_change_no_score(peers, threads):
+    objectives, thetas = peers
+    before = together(objectives, thetas, full=True)
+    reads, passes = objectives[0].test.reads.copy(), []
+    found = together(objectives, thetas, full=True, threads=threads, progress=lambda: passes.append(1))
+    for p, one in found.items():
+        assert (one.score, one.class_scores) == (before[p].score, before[p].class_scores)
+        assert list(one.predictions) == list(before[p].predictions)
+    assert len(passes) == PEERS * 3
+    assert (objectives[0].test.reads - reads).tolist() == [1] * IMAGES
+
+
 def test_peers_with_test_images_of_their_own_are_scored_on_these(peers):
     objectives, thetas = peers
     for p in (1, 2):

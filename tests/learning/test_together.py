@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import numpy as np
 import pytest
 import torch
@@ -47,9 +49,9 @@ class Peers:
     def alone(self, times=2):
         return [{p: o.gradient(self.thetas[p]) for p, o in self.objectives.items()} for _ in range(times)]
 
-    def together(self, groups, times=2, memory=None):
+    def together(self, groups, times=2, memory=None, threads=1):
         """Draw the gradients of each group of peers at once."""
-        draw = Together(self.tail, self.objectives)
+        draw = Together(self.tail, self.objectives, threads)
         draw._memory = memory or draw._memory
         return [
             {p: g for group in groups for p, g in draw({p: self.thetas[p] for p in group}).items()}
@@ -111,6 +113,36 @@ def test_little_memory_makes_several_chunks_and_no_other_gradient():
     assert sorted(p for members, _ in chunks for p in members) == list(range(8))
     for p, g in whole.items():
         np.testing.assert_array_equal(found[p], g)
+
+
+@pytest.mark.parametrize("way", ["last-block", "bias", "lora:2", "swin", "class weights"])
+@pytest.mark.parametrize("threads", [2, 3, 20])
+def test_threads_share_the_peers_and_change_no_gradient(way, threads):
+    whole, peers = WAYS[way]().together(ALL), WAYS[way]()
+    assert peers.tail.training is False
+    found = peers.together(ALL, threads=threads)
+    for before, after in zip(whole, found, strict=True):
+        assert list(after) == list(before)
+        for p, g in before.items():
+            np.testing.assert_array_equal(after[p], g)
+
+
+def test_all_threads_compute_at_once_each_with_torchs_threads_as_here(monkeypatch):
+    peers, met = WAYS["last-block"](), threading.Barrier(3)
+    draw, told = Together(peers.tail, peers.objectives, 3), []
+
+    def computed(self, *given, **named):
+        met.wait(60)
+        told.append((torch.get_num_threads(), torch.backends.cuda.flash_sdp_enabled()))
+        return plain(self, *given, **named)
+
+    plain, here = Together._computed, (torch.get_num_threads(), torch.backends.cuda.flash_sdp_enabled())
+    monkeypatch.setattr(Together, "_computed", computed)
+    draw({p: peers.thetas[p] for p in (0, 2, 3, 5, 7)})  # mini-batches of 1, 3, 2, 1 and 2 images
+    assert len(told) == 3
+    assert {flash for _, flash in told} == {False}, "torch batches one way of attention alone"
+    assert {threads for threads, _ in told} == {here[0]}
+    assert (torch.get_num_threads(), torch.backends.cuda.flash_sdp_enabled()) == here
 
 
 def test_a_mini_batch_is_padded_by_a_third_at_most_to_a_size_of_its_own():

@@ -8,7 +8,6 @@ import shutil
 
 import pytest
 from msgspec.structs import replace
-from typer.testing import CliRunner
 
 from p2pft_flower.cli import app
 from p2pft_flower.errors import DataError
@@ -17,6 +16,7 @@ from p2pft_flower.keeping.lines import written
 from p2pft_flower.lab.ports import free_ports
 from p2pft_flower.report.collected import collect_results, find_peers
 from p2pft_flower.report.results import read_results
+from tests.commands import CliRunner
 
 from ..flower.engine import run_app
 from ..journals import made_line

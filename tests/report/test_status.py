@@ -9,7 +9,6 @@ import time
 
 import msgspec
 import pytest
-from typer.testing import CliRunner
 
 from p2pft_flower.cli import app
 from p2pft_flower.keeping.bulletins import (
@@ -24,6 +23,7 @@ from p2pft_flower.keeping.processes import start_mark
 from p2pft_flower.report.results import write_results
 from p2pft_flower.report.status import status_of
 from p2pft_flower.report.status_text import status_table
+from tests.commands import CliRunner
 from tests.journals import made_line
 from tests.report.made_up import results
 

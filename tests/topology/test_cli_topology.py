@@ -6,11 +6,11 @@ import json
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner, Result
 
 from p2pft_flower.cli.topology import app
 from p2pft_flower.topology import Graph
 from p2pft_flower.topology.draw import draw
+from tests.commands import CliRunner, Result
 from tests.later import Later
 
 image = Later("matplotlib.image")

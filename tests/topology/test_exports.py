@@ -10,11 +10,11 @@ from pathlib import Path
 import networkx as nx
 import numpy as np
 import pytest
-from typer.testing import CliRunner
 
 from p2pft_flower.cli import app
 from p2pft_flower.errors import TopologyError
 from p2pft_flower.topology import Graph
+from tests.commands import CliRunner
 
 NAMES = ("north", "south", "lab", "10")
 

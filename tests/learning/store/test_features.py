@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from typer.testing import CliRunner
 
 from p2pft_flower.cli import app
 from p2pft_flower.config import LearningConfig
@@ -14,6 +13,7 @@ from p2pft_flower.learning.model import devices
 from p2pft_flower.learning.store.cache import stores
 from p2pft_flower.learning.store.features import TrunkStore
 from p2pft_flower.learning.workload import Workload
+from tests.commands import CliRunner
 from tests.learning import small_timm  # noqa: F401 - has timm know the small models
 from tests.learning.conftest import write_images
 
