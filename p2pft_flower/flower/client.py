@@ -39,7 +39,7 @@ from p2pft_flower.keeping.progress import told_evaluations
 from p2pft_flower.keeping.rejoining import kept_plan, save_plan
 from p2pft_flower.keeping.resuming import look_through
 from p2pft_flower.learning.data.holdings import Holdings
-from p2pft_flower.learning.early_import import import_meanwhile
+from p2pft_flower.learning.early_import import import_meanwhile, without_collecting
 from p2pft_flower.learning.model.model_facts import (
     feature_facts,
     light_digest,
@@ -78,7 +78,8 @@ def workload(config: LearningConfig, n: int, pooled: str, peers: tuple[int, ...]
 
     ``pooled`` is empty, or the objective (``uniform`` or ``examples``) if one peer holds all images.
     """
-    from p2pft_flower.learning.workload import Workload
+    with without_collecting():
+        from p2pft_flower.learning.workload import Workload
 
     held = holdings(config, n, pooled, peers)
     return Workload(config, n, pooled=pooled, peers=peers, holdings=held)
