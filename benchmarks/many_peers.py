@@ -40,12 +40,11 @@ PATIENCE = 3600.0
 
 @dataclass(frozen=True)
 class Way:
-    """A way to run the peers: the build's folder, the number of hosts, threads a host, and settings."""
+    """A way to run the peers: the build's folder, the number of hosts, and settings."""
 
     name: str
     build: Path
     hosts: int
-    threads: int
     settings: dict[str, Any]
 
 
@@ -70,7 +69,6 @@ def run(way: Way, graph: str, n: int, iterations: int) -> Run:
             "hosts": parts,
             "iterations": iterations,
             "folder": name,
-            "threads": way.threads,
             "settings": way.settings,
         }
         children = [_start(way.build, common | {"peers": peers}) for peers in parts]
@@ -116,12 +114,11 @@ _HOME = tempfile.TemporaryDirectory(prefix="p2pft-home")
 def ways(earlier: Path | None, cores: int) -> list[Way]:
     """Return the ways that are compared, the one to which others are compared first."""
     new = [
-        Way("one host, one by one", ROOT, 1, 1, {"batched": "false"}),
-        Way("one host", ROOT, 1, 1, {"batched": "true"}),
-        Way(f"one host, {cores} threads", ROOT, 1, cores, {"batched": "true", "threads": cores}),
-        Way(f"{cores} hosts", ROOT, cores, 1, {"batched": "true"}),
+        Way("one host, one by one", ROOT, 1, {"batched": "false"}),
+        Way("one host", ROOT, 1, {"batched": "true"}),
+        Way(f"{cores} hosts", ROOT, cores, {"batched": "true"}),
     ]
-    return new if earlier is None else [Way(f"earlier, {cores} hosts", earlier, cores, 1, {}), *new]
+    return new if earlier is None else [Way(f"earlier, {cores} hosts", earlier, cores, {}), *new]
 
 
 def main(
@@ -131,7 +128,7 @@ def main(
     ] = "exponential:{n}",
     iterations: Annotated[int, typer.Option(min=WARM_UP + 1, help="Iterations of a run.")] = 7,
     rounds: Annotated[int, typer.Option(min=1, help="Runs of each way.")] = 1,
-    cores: Annotated[int, typer.Option(min=2, help="Cores to use.")] = 2,
+    cores: Annotated[int, typer.Option(min=2, help="The machine's cores: so many hosts.")] = 2,
     earlier: Annotated[Path | None, typer.Option(help="The checkout of an earlier build.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")] = False,
 ) -> None:

@@ -41,7 +41,7 @@ except ModuleNotFoundError:  # before the package had rooms by lifetime
 
 task: dict[str, Any] = json.loads(sys.stdin.read())
 n, own, iterations = task["n"], task["peers"], task["iterations"]
-torch.set_num_threads(task["threads"])
+torch.set_num_threads(1)
 begin = time.perf_counter()
 graph, folder = Graph.load(task["graph"]), Path(task["folder"])
 if (turns := task["settings"].get("schedule-graph", "static")) != "static":

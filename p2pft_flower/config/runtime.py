@@ -35,7 +35,7 @@ class RuntimeConfig:
         evaluated. Flower's strategies are evaluated at the end of the round in which the iteration is done,
         for which the model is sent to all clients once more.
     transport : {"auto", "memory", "grpc"}
-        ``auto``: in memory within a host, sockets between hosts, and 512 peers and more of one machine on one
+        ``auto``: in memory within a host, sockets between hosts, and 256 peers and more of one machine on one
         host; ``memory``: all peers on one host; ``grpc``: sockets even within a host.
     threads : int
         Number of torch's threads for an operation. Runs are bit-identical to each other at the same value. A

@@ -200,7 +200,7 @@ def overlap(answers: Sequence[dict[str, Any]]) -> int:
     return int(running.max())
 
 
-ONE_HOST = 512
+ONE_HOST = 256
 """Number of peers from which all are on one host if they are on one machine (docs/performance.md)."""
 
 
