@@ -167,7 +167,7 @@ def test_training_does_not_wait_for_a_callback_that_hangs_and_gives_it_up_at_the
     value = f"{file}:Stuck"
     (outcomes,) = train(tmp_path, value, hosts=[[0, 1, 2, 3]])
     module = module_of(value)
-    assert module["entered"].is_set()
+    assert module["entered"].wait(60)
     assert [outcome.iterations for outcome in outcomes] == [20] * 4
     assert f"callbacks = '{value}' has not come to its end within 0.1 s" in caplog.text
     module["go_on"].set()

@@ -9,6 +9,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from p2pft_flower.algorithms import simulate
 from p2pft_flower.config import RunConfig
 from p2pft_flower.flower import host_process
 from p2pft_flower.host import exchange
+from p2pft_flower.host import meeting as host_meeting
 from p2pft_flower.host.exchange import DivergedError, HostExchange
 from p2pft_flower.host.host import Host, PeerFailedError
 from p2pft_flower.host.meeting import Meeting
@@ -33,6 +35,7 @@ from p2pft_flower.transport import (
     PeerLostError,
     PeerUnreachableError,
     digest_of,
+    meeting,
     new_key,
     stop_run,
 )
@@ -197,8 +200,18 @@ def test_a_silent_peer_is_named_with_edge_iteration_phase_and_deadline(tmp_path,
         assert "edge 2 -> 3" in str(results[i])
 
 
-def test_a_host_that_never_comes_is_named_with_its_edge(tmp_path, short):
-    all_plans = plans(GRAPH, ALONE, unix(short), tmp_path, **{"meet-timeout": 1.0})[:3]
+def test_a_host_that_never_comes_is_named_with_its_edge(tmp_path, short, monkeypatch):
+    hello, met = meeting.Meeting._hello, set()
+
+    async def noted(greetings, greeting, *more):
+        await hello(greetings, greeting, *more)
+        met.add((greeting.local, greeting.remote))
+
+    there = {(p, q) for p in range(3) for q in (*GRAPH.in_neighbours(p), *GRAPH.out_neighbours(p)) if q < 3}
+    monkeypatch.setattr(meeting.Meeting, "_hello", noted)
+    # meet-timeout passes as soon as all the others have met.
+    set_clock(monkeypatch, lambda: 100.0 if met >= there else 0.0)
+    all_plans = plans(GRAPH, ALONE, unix(short), tmp_path, **{"meet-timeout": 60.0})[:3]
     results = run_together(all_plans, [Quadratics() for _ in all_plans])
     assert all(
         isinstance(r, (PeerUnreachableError, ExchangeTimeoutError, ExchangeStoppedError)) for r in results
@@ -206,7 +219,12 @@ def test_a_host_that_never_comes_is_named_with_its_edge(tmp_path, short):
     text = " ".join(map(str, results))
     assert "peer 3" in text
     assert "transport = memory" in text
-    assert "deadline 1 s" in text
+    assert "deadline 60 s" in text
+
+
+def set_clock(monkeypatch, now):
+    """Let what ``now`` returns be the time, in seconds, by which hosts are patient before the training."""
+    monkeypatch.setattr(meeting, "time", SimpleNamespace(monotonic=now))
 
 
 RING = Graph.load("directed-ring-4")  # peers 1 and 3 share no edge
@@ -215,11 +233,11 @@ RING = Graph.load("directed-ring-4")  # peers 1 and 3 share no edge
 def test_a_peer_that_prepares_longer_than_every_deadline_is_waited_for_by_all(tmp_path, short, monkeypatch):
     answer, asked, long_enough = Meeting.answer, [], threading.Event()
 
-    def watched(meeting, hello):
-        reply = answer(meeting, hello)
+    def watched(own, hello):
+        reply = answer(own, hello)
         if (hello.sender, hello.receiver) == (0, 3) and reply is not None:
             asked.append(hello.stage)
-            if len(asked) == 5:  # each was kept a quarter of the deadline
+            if len(asked) == 8:
                 long_enough.set()
         return reply
 
@@ -230,15 +248,28 @@ def test_a_peer_that_prepares_longer_than_every_deadline_is_waited_for_by_all(tm
             progress()
 
     monkeypatch.setattr(Meeting, "answer", watched)
-    settings = {"meet-timeout": 3.0, "peer-timeout": 3.0}
+    # An answer comes every 10 s by the clock that meet-timeout has, and every 0.45 s by that of peer-timeout.
+    set_clock(monkeypatch, lambda: 10.0 * len(asked))
+    monkeypatch.setattr(host_meeting, "_KEPT", 0.45)
+    settings = {"meet-timeout": 60.0, "peer-timeout": 3.0}
     problems = [Quadratics(prepare=prepare) for _ in ALONE]
     results = run_together(plans(RING, ALONE, unix(short), tmp_path, **settings), problems)
     assert [len(result) for result in results] == [1, 1, 1, 1], results
-    assert asked[:5] == [0] * 5
+    assert asked[:8] == [0] * 8
 
 
-def test_a_peer_that_gets_stuck_while_it_prepares_is_given_up_and_named(tmp_path, short):
-    release = threading.Event()
+def test_a_peer_that_gets_stuck_while_it_prepares_is_given_up_and_named(tmp_path, short, monkeypatch):
+    release, answer, asked = threading.Event(), Meeting.answer, []
+
+    def watched(own, hello):
+        reply = answer(own, hello)
+        if (hello.sender, hello.receiver) == (0, 3):
+            asked.append(reply)
+        return reply
+
+    monkeypatch.setattr(Meeting, "answer", watched)
+    set_clock(monkeypatch, lambda: 10.0 * len(asked))  # as if each answer took 10 s
+    monkeypatch.setattr(host_meeting, "_KEPT", 0.2)
 
     def prepare(peer, progress):
         if peer == 3:
@@ -252,7 +283,7 @@ def test_a_peer_that_gets_stuck_while_it_prepares_is_given_up_and_named(tmp_path
                 release.set()
             return error
 
-    settings = {"meet-timeout": 2.0, "peer-timeout": 60.0}
+    settings = {"meet-timeout": 60.0, "peer-timeout": 60.0}
     with ThreadPoolExecutor(4) as pool:
         results = list(pool.map(run, plans(RING, ALONE, unix(short), tmp_path, **settings)))
     assert any(isinstance(results[i], PeerUnreachableError) for i in (0, 2))
@@ -260,7 +291,7 @@ def test_a_peer_that_gets_stuck_while_it_prepares_is_given_up_and_named(tmp_path
         assert isinstance(result, (PeerUnreachableError, ExchangeStoppedError))
         assert "peer 3 at" in str(result)
         assert "answered PREPARING: model, data or trunk take longer" in str(result)
-        assert "deadline 2 s" in str(result)
+        assert "deadline 60 s" in str(result)
 
 
 def test_peers_with_other_weights_refuse_each_other_before_the_first_iteration(tmp_path, short):

@@ -144,6 +144,7 @@ def test_a_full_inbox_holds_the_sender_until_it_is_taken_from(pair):
     links, mailbox = pair
     vector = np.zeros(8, np.float32)
     links.send(0, 0, 0, vector)
+    links.flush(PATIENCE)
     links.send(0, 0, 1, vector)  # waits for room in the inbox
     with pytest.raises(ExchangeTimeoutError, match=r"edge 0 -> 1, iteration 0, phase 1, deadline 0\.1 s"):
         links.flush(0.1)
@@ -161,8 +162,10 @@ def test_a_full_inbox_holds_the_sender_until_it_is_taken_from(pair):
 def test_a_receiver_that_never_takes_runs_into_the_senders_deadline(pair):
     _, mailbox = pair
     vector = np.zeros(8, np.float32)
+    links, _ = pair
+    links.send(0, 0, 0, vector)
+    links.flush(PATIENCE)
     with Links(mailbox.terms, mailbox.addresses, [(0, 1)], timeout=0.3) as links:
-        links.send(0, 0, 0, vector)
         links.send(0, 0, 1, vector)
         with pytest.raises(
             ExchangeTimeoutError, match=r"peer 0, edge 0 -> 1, iteration 0, phase 1, deadline 0\.3 s"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
+import statistics
 import threading
 import time
 from contextlib import ExitStack, contextmanager
@@ -86,14 +88,18 @@ class Holder:
 
 
 def exchange(mailbox, links, first, iterations):
-    """Peer 0 sends, and peer 1 takes; return the seconds that it took."""
-    begin = time.monotonic()
+    """Peer 0 sends, and peer 1 takes; return the seconds of an iteration, the middle of them all.
+
+    On a machine that is slow for a while a few iterations take long.
+    """
+    times = [time.monotonic()]
     for k in range(first, first + iterations):
         for phase in range(2):
             links.send(0, k, phase, np.full(8, k, np.float32))
             assert mailbox.take(1, 0, k, phase, PATIENCE).vector[0] == k
+        times.append(time.monotonic())
     links.flush(PATIENCE)
-    return time.monotonic() - begin
+    return statistics.median(b - a for a, b in itertools.pairwise(times))
 
 
 def name(reply):
@@ -124,11 +130,12 @@ def test_calls_without_a_body_hold_nobody_up(peers, secure):
         for k in range(60):
             holder.hold(METHODS[k % 5])
         held = exchange(mailbox, links, 120, 100)
-        assert held < 5 * alone + 1.0
+        assert held < 5 * alone + 0.01
         assert isinstance(gossip_with(links, 1, Gossip(sender=0), PATIENCE), Gossip)
 
 
-def test_a_member_holds_no_more_than_its_share_and_its_oldest_calls_give_way(peers):
+def test_a_member_holds_no_more_than_its_share_and_its_oldest_calls_give_way(peers, monkeypatch):
+    monkeypatch.setattr(endpoint, "SMALL_BODY", PATIENCE)
     with serving(peers[1]) as mailbox, Holder(mailbox.address, peers[2]) as member:
         member.ask("Stop", b"").result(PATIENCE)  # over a connection that is there, calls keep their order
         calls = [member.hold("Deliver") for _ in range(10)]

@@ -15,7 +15,7 @@ from p2pft_flower.transport import BindError, ExchangeError, Prober, probe
 from p2pft_flower.transport.trust.authority import create_authority, issue
 from p2pft_flower.transport.trust.tls import Credentials
 from p2pft_flower.transport.wire import p2pft_pb2 as pb
-from tests.transport.wire import no_threads_but
+from tests.transport.wire import PATIENCE, no_threads_but
 
 
 def free_addresses(n: int) -> list[str]:
@@ -27,7 +27,7 @@ def free_addresses(n: int) -> list[str]:
     return addresses
 
 
-def probe_all(addresses: dict[int, str], edges: list[tuple[int, int]], timeout: float = 30.0, run="r"):
+def probe_all(addresses: dict[int, str], edges: list[tuple[int, int]], timeout: float = PATIENCE, run="r"):
     """Let every peer probe its neighbours in both directions of the edges; return the reports of each."""
 
     def one(peer: int):
@@ -63,16 +63,19 @@ def test_a_neighbour_that_is_not_there_is_named_with_its_address():
 
 def test_a_neighbour_that_cannot_reach_back_is_named():
     """Peer 1 was told a wrong address of peer 0: the link works in one direction only."""
-    good, other, wrong = free_addresses(3)
-    with (
-        Prober("r", 0, good, {1: other}) as zero,
-        Prober("r", 1, other, {0: wrong}) as one,
-        ThreadPoolExecutor(1) as pool,
-    ):
-        theirs = pool.submit(one.probe, 3.0)
-        [report] = zero.probe(3.0)
-        assert "has not reached peer 0" in report.error
-        assert theirs.result()[0].error
+    for deadline in (3.0, PATIENCE / 2):  # the second for a machine on which nothing answers within the first
+        good, other, wrong = free_addresses(3)
+        with (
+            Prober("r", 0, good, {1: other}) as zero,
+            Prober("r", 1, other, {0: wrong}) as one,
+            ThreadPoolExecutor(1) as pool,
+        ):
+            theirs = pool.submit(one.probe, deadline)
+            [report] = zero.probe(deadline)
+            assert theirs.result()[0].error
+        if "has not reached peer 0" in report.error:
+            break
+    assert "has not reached peer 0" in report.error
 
 
 def test_probes_of_another_run_and_of_strangers_are_refused():
@@ -95,28 +98,29 @@ def test_probes_of_another_run_and_of_strangers_are_refused():
 def test_another_run_on_the_neighbours_port_is_told_so():
     zero, one = free_addresses(2)
     with Prober("other", 1, one, {0: zero}), Prober("r", 0, zero, {1: one}) as prober:
-        [report] = prober.probe(5.0)
+        [report] = prober.probe(PATIENCE)
     assert "WRONG_RUN" in report.error
 
 
-def test_a_peer_that_is_refused_stays_to_refuse_in_turn():
+def test_a_peer_that_is_refused_stays_to_refuse_in_turn(monkeypatch):
     """Of two peers with different runs each is told the cause, whoever asks first."""
+    monkeypatch.setattr(probe, "GRACE", PATIENCE)
     zero, one = free_addresses(2)
     with ThreadPoolExecutor(1) as pool, Prober("north", 1, one, {0: zero}) as first:
 
         def late():
             with Prober("south", 0, zero, {1: one}) as second:
-                return second.probe(20.0)
+                return second.probe(PATIENCE)
 
         theirs = pool.submit(late)
-        [report] = first.probe(20.0)
+        [report] = first.probe(PATIENCE)
         assert "WRONG_RUN" in report.error
         assert "WRONG_RUN" in theirs.result()[0].error
 
 
 def test_a_peer_whose_only_neighbour_refused_it_waits_for_that_neighbours_probe(monkeypatch):
     """The neighbour asks only once it has refused: without the wait it would find nobody."""
-    monkeypatch.setattr(probe, "GRACE", 30.0)
+    monkeypatch.setattr(probe, "GRACE", PATIENCE)
     zero, one = free_addresses(2)
     with Prober("north", 1, one, {0: zero}) as neighbour, ThreadPoolExecutor(1) as pool:
 
@@ -126,8 +130,8 @@ def test_a_peer_whose_only_neighbour_refused_it_waits_for_that_neighbours_probe(
 
         theirs = pool.submit(refused)
         with neighbour._changed:
-            assert neighbour._changed.wait_for(lambda: 0 in neighbour._refused, 30.0)
-        [report] = neighbour.probe(10.0)
+            assert neighbour._changed.wait_for(lambda: 0 in neighbour._refused, PATIENCE)
+        [report] = neighbour.probe(PATIENCE)
         assert "WRONG_RUN" in report.error
         assert "WRONG_RUN" in theirs.result()[0].error
 
@@ -192,8 +196,8 @@ def test_over_mutual_tls_neighbours_are_who_they_say(tmp_path):
         Prober("r", 1, one, {0: zero}, credentials=own[1]) as second,
         ThreadPoolExecutor(1) as pool,
     ):
-        theirs = pool.submit(second.probe, 20.0)
-        assert [r.error for r in (*first.probe(20.0), *theirs.result())] == ["", ""]
+        theirs = pool.submit(second.probe, PATIENCE)
+        assert [r.error for r in (*first.probe(PATIENCE), *theirs.result())] == ["", ""]
 
 
 def test_the_coordinator_may_not_probe_in_a_peers_place(tmp_path):
@@ -205,7 +209,7 @@ def test_the_coordinator_may_not_probe_in_a_peers_place(tmp_path):
         Prober("r", 0, zero, {1: one}, credentials=own[0]),
         Prober("r", 1, one, {0: zero}, credentials=coordinator) as prober,
     ):
-        [report] = prober.probe(20.0)
+        [report] = prober.probe(PATIENCE)
     assert "NOT_AUTHENTIC: a probe from peer 1 by the coordinator" in report.error
 
 
@@ -222,5 +226,5 @@ def test_who_answers_in_a_neighbours_place_is_found_out_at_once(tmp_path, federa
         Prober("r", 1, one, {0: zero}, credentials=own[peer]),
         Prober("r", 0, zero, {1: one}, credentials=own[0]) as prober,
     ):
-        [report] = prober.probe(60.0)
+        [report] = prober.probe(PATIENCE)
     assert complaint in report.error

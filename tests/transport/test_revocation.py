@@ -329,9 +329,10 @@ def test_an_observer_and_its_peers_refuse_each_other_once_either_is_revoked(nort
             client.close(PATIENCE)
         assert client.dropped == 1
         assert "REVOKED: the certificate of peer 1 was revoked on" in caplog.text
-        with ObserverClient(server.address, credentials=third, timeout=1.0) as client:
+        with ObserverClient(server.address, credentials=third, timeout=PATIENCE) as client:
             client.report(PeerReport(run="r", peer=2, iteration=3))
             assert came.acquire(timeout=PATIENCE)
+            client._timeout = 1.0  # of the next one, which nobody takes
             revoke(north.authority, holder="coordinator")
             publish(north, third)
             client.report(PeerReport(run="r", peer=2, iteration=4))

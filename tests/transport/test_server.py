@@ -6,6 +6,7 @@ import socket
 import stat
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import grpc
 import numpy as np
@@ -29,6 +30,7 @@ from p2pft_flower.transport import (
     Status,
     Stop,
     Terms,
+    meeting,
     unix_address,
 )
 from p2pft_flower.transport import server as server_module
@@ -241,17 +243,20 @@ def test_a_neighbour_that_is_still_preparing_is_asked_again_until_it_agrees(tmp_
         host.close()
 
 
-def test_a_neighbour_whose_preparing_makes_no_progress_is_given_up(tmp_path):
-    kept = threading.Event()
+def test_a_neighbour_whose_preparing_makes_no_progress_is_given_up(tmp_path, monkeypatch):
+    asked = []
+    # Each answer takes 25 s by the clock of who greets, however long it takes.
+    monkeypatch.setattr(meeting, "time", SimpleNamespace(monotonic=lambda: 25.0 * len(asked)))
 
     def on_hello(hello):
-        kept.wait(0.1)
+        asked.append(hello.sender)
         return Reply(status=Status.PREPARING, reason="the trunk is slow", progress=7)
 
     hosts = two_hosts(tmp_path, on_hello=on_hello)
-    says = r"deadline 1 s: could not meet: peer 1 .* PREPARING: the trunk is slow; wait"
+    says = r"deadline 60 s: could not meet: peer 1 .* PREPARING: the trunk is slow; wait"
     with pytest.raises(PeerUnreachableError, match=says):
-        hosts[0].links.meet(1.0, "wait")
+        hosts[0].links.meet(60.0, "wait")
+    assert len(asked) == 4, "60 s after the first answer"
     for host in hosts:
         host.close()
 

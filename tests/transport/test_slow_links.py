@@ -6,6 +6,7 @@ import logging
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import grpc
 import numpy as np
@@ -21,6 +22,8 @@ from p2pft_flower.transport import (
     PeerServer,
     Terms,
     ViewChangeError,
+    answers,
+    payloads,
     unix_address,
 )
 from p2pft_flower.transport.payloads import Carrier
@@ -96,32 +99,46 @@ def test_a_payload_that_takes_longer_than_a_call_gets_longer_calls_and_the_next_
         assert part in told
 
 
-def test_a_call_has_no_more_time_than_the_longest_however_often_it_takes():
+def test_a_call_has_no_more_time_than_the_longest_however_often_it_takes(monkeypatch):
     with (
         receiver(SMALL) as (_, server),
         relayed(server.bound_addresses[1], alter=lambda *_: b"") as relay,
         Counting(SMALL, relay.address, timeout=0.2, longest=0.5) as links,
     ):
+        # By this clock a call takes its deadline, and nothing else takes any time.
+        monkeypatch.setattr(payloads, "time", SimpleNamespace(monotonic=lambda: sum(links.calls)))
         links.send(0, 0, 0, vector(SMALL))
         with pytest.raises(EdgeBrokenError):
             links.flush(PATIENCE)
         assert links.calls == [0.2, 0.4, 0.5]
 
 
-def test_a_receiver_that_has_no_room_is_no_slow_link(caplog, tmp_path):
-    address = unix_address("run", 1, tmp_path)
+def test_a_receiver_that_has_no_room_is_no_slow_link(caplog, tmp_path, monkeypatch):
+    address, take_in, waited = unix_address("run", 1, tmp_path), answers.Answers._take_in, []
+
+    async def hurried(self, call, *more):  # as if the caller waited for no more than a second
+        return await take_in(self, SimpleNamespace(left=lambda: 1.0), *more)
+
+    monkeypatch.setattr(answers.Answers, "_take_in", hurried)
     with (
         receiver(SMALL, address) as (mailbox, _),
-        # A tenth of a call's time is left for the answer.
-        Counting(SMALL, address, timeout=4.0, longest=PATIENCE) as links,
+        Counting(SMALL, address, timeout=PATIENCE, longest=2 * PATIENCE) as links,
     ):
+        deliver = mailbox.deliver
+
+        async def noted(messages, timeout, *more):
+            waited.append(timeout)
+            return await deliver(messages, timeout, *more)
+
+        mailbox.deliver = noted
         links.send(0, 0, 0, vector(SMALL))
         links.send(0, 0, 1, vector(SMALL))  # waits for room in the inbox, longer than a call
-        links.wait_for(2)
+        links.wait_for(3)
         for phase in range(2):
             mailbox.take(1, 0, 0, phase, PATIENCE)
         links.flush(PATIENCE)
-        assert set(links.calls) == {4.0}
+        assert set(links.calls) == {PATIENCE}
+    assert max(waited) <= 0.9, "a tenth of a call's time is left for the answer"
     assert not any("0 -> 1 is slow" in w for w in warnings(caplog))
 
 
@@ -183,15 +200,20 @@ def test_an_edge_that_alters_every_payload_is_given_up_as_broken():
 # A receiver that ends, and calls that fail in no known way
 
 
-def test_where_views_change_a_payload_to_a_host_that_ends_is_sent_again_until_there_is_another_view(tmp_path):
+def test_where_views_change_a_payload_to_a_host_that_ends_is_sent_again_until_there_is_another_view(
+    tmp_path, monkeypatch
+):
     address, failures = unix_address("run", 1, tmp_path), []
     with (
         receiver(SMALL, address) as (mailbox, server),
-        Counting(SMALL, address, timeout=0.5, views_change=True, on_failure=failures.append) as links,
+        Counting(SMALL, address, timeout=PATIENCE, views_change=True, on_failure=failures.append) as links,
     ):
+        # By this clock a call takes longer than an edge is tried that carries nothing.
+        clock = SimpleNamespace(monotonic=lambda: 3 * PATIENCE * len(links.calls))
+        monkeypatch.setattr(payloads, "time", clock)
         mailbox.fail(ExchangeStoppedError("peer 1 leaves"))
         links.send(0, 0, 0, vector(SMALL))
-        links.wait_for(4)  # for longer than an edge is tried that carries nothing
+        links.wait_for(4)
         assert failures == []
         later = Terms("run", 8, view=1)
         links.fail(ViewChangeError("peer 1 has left and come back"))

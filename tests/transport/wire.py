@@ -79,7 +79,7 @@ def no_threads_but(before: Iterable[threading.Thread]) -> list[str]:
     new = set(threading.enumerate()) - before
     left = {t for t in new if not any(name in t.name for name in others)}
     for thread in left:
-        thread.join(5.0)
+        thread.join(PATIENCE)
     return [thread.name for thread in left if thread.is_alive()]
 
 
