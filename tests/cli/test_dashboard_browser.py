@@ -28,7 +28,7 @@ class Host(threading.Thread):
     def __init__(self):
         super().__init__(daemon=True)
         self._lock, self._closed = threading.Lock(), threading.Event()
-        self._told = None
+        self._told, self._writes = None, 0
 
     def tell(self, *peers, edges=RING, carried=0, n=4, **fields):
         """Change what is written, and write it."""
@@ -60,7 +60,20 @@ class Host(threading.Thread):
 
     def _write(self):
         if self._told is not None:
-            write_bulletin(bulletin_path(0), msgspec.structs.replace(self._told, written=time.time()))
+            self._writes += 1
+            told = msgspec.structs.replace(self._told, edges=self._carrying(), written=time.time())
+            write_bulletin(bulletin_path(0), told)
+
+    def _carrying(self):
+        """Return the edges; what has carried something goes on to: it stays lit until a browser looks."""
+        return tuple(
+            msgspec.structs.replace(
+                e, payloads=e.payloads + self._writes, bytes=e.bytes + 1000 * self._writes
+            )
+            if e.payloads
+            else e
+            for e in self._told.edges
+        )
 
 
 @pytest.fixture

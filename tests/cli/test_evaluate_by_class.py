@@ -64,7 +64,7 @@ print(json.dumps(told))
 def by_scikit_learn(file):
     """Return what scikit-learn, called by a script of its own, makes of a table of answers."""
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, str(file)], capture_output=True, text=True, check=True, timeout=60
+        [sys.executable, "-c", SCRIPT, str(file)], capture_output=True, text=True, check=True, timeout=240
     )
     return json.loads(done.stdout)
 

@@ -16,7 +16,7 @@ from p2pft_flower.report.results import read_results
 from tests.flower.deployment import wait_until
 from tests.flower.engine import run_app
 from tests.flower.sameness import same_run
-from tests.quadratics import QUADRATICS, SLOW
+from tests.quadratics import HOLD, QUADRATICS, SLOW
 
 from .real import environment, marked, p2pft
 
@@ -48,17 +48,19 @@ def newest(folder, peer):
 def test_a_run_of_which_all_processes_were_killed_goes_on_to_the_same_bits(env, tmp_path):
     last = random.randrange(2, 12)  # whichever it is, the outcome is the same
     program = str(Path(sys.executable).parent / "p2pft")
+    hold = tmp_path / "hold"  # no peer comes to the end before it is killed, however late that is
+    hold.touch()
     with subprocess.Popen(
         [program, "run", *WORDS, "--out", "killed"],
-        env=env, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        env=env | {HOLD: str(hold)}, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     ) as process:  # fmt: skip
         wait_until(lambda: newest(tmp_path / "killed", 0) >= last, f"peer 0 has done {last} iterations")
         for _ in range(2):  # what is being started meanwhile, too
             left = marked(env)
             for one in left:
                 one.kill()
-            psutil.wait_procs(left, timeout=20)
-        process.wait(20)
+            psutil.wait_procs(left, timeout=60)
+        process.wait(60)
     assert not marked(env)
     assert not (tmp_path / "killed" / "results.json").exists()
     assert all(newest(tmp_path / "killed", p) < 24 for p in range(4))

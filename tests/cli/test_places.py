@@ -185,7 +185,7 @@ def test_a_read_only_home_is_named_before_flower_starts(words, tmp_path):
     shut = tmp_path / "shut"
     shut.mkdir(mode=0o555)
     env = {k: v for k, v in environment(tmp_path).items() if k != "P2PFT_HOME"} | {"HOME": str(shut)}
-    done = p2pft(env, *words, cwd=tmp_path, timeout=60, before=without_roots_rights())
+    done = p2pft(env, *words, cwd=tmp_path, before=without_roots_rights())
     assert done.returncode == 2, done.stdout + done.stderr
     assert done.stdout == ""
     (line,) = done.stderr.splitlines()

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -89,7 +90,7 @@ def flower(monkeypatch, tmp_path):
     for process in [] if state is None else marked(state.mark):
         process.kill()
     for process in started:
-        process.wait(10)
+        process.wait(60)
 
 
 def config():
@@ -132,7 +133,7 @@ def test_up_while_one_is_up_says_so_and_changes_nothing(flower):
     assert "a rehearsal with 3 peers is up already" in done.stderr
     assert rehearsal.current() == before
     psutil.Process(before.processes[2].pid).kill()
-    psutil.wait_procs([psutil.Process(before.processes[2].pid)], timeout=10)
+    psutil.wait_procs([psutil.Process(before.processes[2].pid)], timeout=60)
     done = up("--peers", "3")
     assert done.exit_code == 3
     assert "the SuperNode of peer 1 has ended" in done.stderr
@@ -162,12 +163,21 @@ def test_a_process_that_ends_is_named_with_its_last_words_and_nothing_is_left(fl
 
 
 def test_supernodes_that_do_not_register_in_time_are_counted(flower, monkeypatch):
-    monkeypatch.setattr(rehearsal, "START_TIMEOUT", 3.0)
-    monkeypatch.setattr(rehearsal, "PATIENCE", 0.5)
+    registered, now = rehearsal._registered, [0.0]
+
+    def count(environment):
+        found = registered(environment)
+        if all("speaks" in log.read_text() for log in (rehearsal.folder() / "logs").iterdir()):
+            now[0] = 1000.0  # the time is over as soon as there is nothing more to come
+        return found
+
+    monkeypatch.setattr(rehearsal, "_registered", count)
+    clock = SimpleNamespace(monotonic=lambda: now[0], sleep=time.sleep)
+    monkeypatch.setattr(rehearsal, "time", clock)
     flower("flwr", FLWR % 1)
     done = up("--peers", "3")
     assert done.exit_code == 1
-    assert "after 4.5 s 1 of 3 SuperNodes have registered" in done.stderr
+    assert "after 105 s 1 of 3 SuperNodes have registered" in done.stderr
     assert "the SuperNode speaks" in done.stderr
     assert rehearsal.current() is None
 
@@ -178,7 +188,7 @@ def test_what_a_restart_of_the_machine_left_of_a_rehearsal_does_not_stand_in_the
     while left := marked(before.mark):  # one may have started another meanwhile
         for process in left:
             process.kill()
-        psutil.wait_procs(left, timeout=10)
+        psutil.wait_procs(left, timeout=60)
     assert up("--peers", "3").exit_code == 0
     assert rehearsal.current().mark != before.mark
     assert runner.invoke(app, ["down"]).exit_code == 0

@@ -36,6 +36,9 @@ PATIENCE = 120.0
 DEADLINE = 3.0
 """``peer-timeout`` of these runs, in seconds."""
 
+PATIENT = {"peer-timeout": PATIENCE}
+"""For runs in which nobody falls silent: on a slow machine, too, nobody is lost."""
+
 ITERATIONS = 120
 
 RATE = 0.05

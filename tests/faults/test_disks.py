@@ -11,7 +11,7 @@ import pytest
 
 from p2pft_flower.errors import DataError
 from p2pft_flower.keeping.checkpoints import checkpoint_files, checkpoint_folder, read_checkpoint
-from tests.faults.federation import Fault, Federation, injects
+from tests.faults.federation import PATIENT, Fault, Federation, injects
 from tests.faults.peer import Orders
 
 HELD = Orders(hold=("gradient 20",))
@@ -20,7 +20,7 @@ SURVIVORS = [0, 1, 2, 4, 5]
 
 @injects(Fault.UNWRITABLE)
 def test_who_cannot_write_checkpoints_leaves_with_the_reason_and_the_others_go_on(tmp_path):
-    with Federation(tmp_path, orders={3: HELD}, checkpoint_every=10) as peers:
+    with Federation(tmp_path, orders={3: HELD}, checkpoint_every=10, **PATIENT) as peers:
         peers.hold(3, "gradient 20")
         folder = checkpoint_folder(tmp_path, 3)
         folder.rename(tmp_path / "moved")
@@ -37,7 +37,9 @@ def test_who_cannot_write_checkpoints_leaves_with_the_reason_and_the_others_go_o
 
 @injects(Fault.FULL_DISK)
 def test_who_cannot_write_its_log_leaves_with_the_reason_and_the_others_go_on(tmp_path):
-    with Federation(tmp_path, orders={3: Orders(full="gradient 20")}, checkpoint_every=10) as peers:
+    with Federation(
+        tmp_path, orders={3: Orders(full="gradient 20")}, checkpoint_every=10, **PATIENT
+    ) as peers:
         ended = peers.ended()
         assert "peer-3.jsonl cannot be written: File too large" in ended[3].error
         peers.check_survivors(SURVIVORS, ended)
@@ -70,7 +72,7 @@ WHY_NOT = no_disks()
 @pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT or "small disks can be mounted")
 @injects(Fault.FULL_DISK)
 def test_who_has_no_room_for_checkpoints_leaves_with_the_reason_and_the_others_go_on(tmp_path):
-    with Federation(tmp_path, orders={3: Orders(disk=5 * 4096)}, checkpoint_every=10) as peers:
+    with Federation(tmp_path, orders={3: Orders(disk=5 * 4096)}, checkpoint_every=10, **PATIENT) as peers:
         ended = peers.ended()
         assert "cannot be written: No space left on device" in ended[3].error
         peers.check_survivors(SURVIVORS, ended)

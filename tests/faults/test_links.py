@@ -8,7 +8,7 @@ import pytest
 
 from p2pft_flower.lab.ports import free_addresses
 from p2pft_flower.lab.relay import Relays
-from tests.faults.federation import Fault, Federation, injects
+from tests.faults.federation import PATIENT, Fault, Federation, injects
 from tests.faults.peer import Orders
 from tests.namespaces.network import Network, missing
 
@@ -116,7 +116,7 @@ def test_a_slow_link_changes_nothing(tmp_path):
     addresses = free_addresses(6)
     with Relays() as relays:
         routes = relays.link(addresses, 2, 3, delay=0.05).routes
-        with Federation(tmp_path, addresses=addresses, routes=routes, iterations=20) as peers:
+        with Federation(tmp_path, addresses=addresses, routes=routes, iterations=20, **PATIENT) as peers:
             peers.check_same(peers.ended())
 
 
@@ -133,7 +133,7 @@ def test_a_slow_link_changes_nothing(tmp_path):
     ],
 )
 def test_payloads_that_are_altered_or_come_twice_early_or_late_are_used_once_and_in_order(harm, tmp_path):
-    with Federation(tmp_path, orders={2: Orders(payloads=harm)}) as peers:
+    with Federation(tmp_path, orders={2: Orders(payloads=harm)}, **PATIENT) as peers:
         peers.check_same(peers.ended())
         assert ("harmed",) in peers.said(2)
         if harm in ("corrupt", "replay"):

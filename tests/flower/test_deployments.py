@@ -29,8 +29,8 @@ from .deployment import Deployment, wait_until
 
 pytestmark = pytest.mark.timeout(900)
 
-LEAVE = 10.0
-"""Seconds within which stopped peers have left."""
+LEAVE = 60.0
+"""Seconds within which stopped peers have left; who is not told notices it after ``peer-timeout``, 120 s."""
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -159,7 +159,7 @@ def test_a_sites_command_ends_all_peers_at_once_also_after_a_loss_with_a_table_o
     begin = time.monotonic()
     all_stop(deployment, run, "the run was stopped at a site of it (p2pft stop, SIGTERM)", 0, 1)
     assert deployment.ended(run)["status"] == "finished:failed"
-    assert time.monotonic() - begin < 15
+    assert time.monotonic() - begin < 40, "Flower does not notice for a minute that the victim is gone"
     results = read_results(tmp_path)
     assert results["status"] == "stopped"
     assert "(p2pft stop, SIGTERM)" in results["error"]
@@ -177,7 +177,7 @@ def test_a_sites_command_ends_all_peers_at_once_also_after_a_loss_with_a_table_o
 def test_a_peer_that_came_back_stands_in_the_results_of_a_stop_as_the_others_do(
     deployment, tmp_path, monkeypatch
 ):
-    settings = {**FOR_EVER, **PATIENT, "peer_timeout": 5.0, "output_dir": str(tmp_path)}
+    settings = {**FOR_EVER, **PATIENT, "output_dir": str(tmp_path)}
     run = deployment.run(**settings, topology="directed-ring:3")
     deployment.trains(run)
     monkeypatch.setenv("P2PFT_HOME", deployment.environment["P2PFT_HOME"])
@@ -208,7 +208,7 @@ def test_a_peer_that_came_back_stands_in_the_results_of_a_stop_as_the_others_do(
 
 def test_sites_whose_supernodes_die_are_left_behind_and_named_in_the_results(deployment, tmp_path):
     # Their peers train on until they are told, which takes Flower some seconds, and the second one 20.
-    settings = {"iterations": 250, "evaluate_every": 5, "peer_timeout": 5.0, "output_dir": str(tmp_path)}
+    settings = {"iterations": 250, "evaluate_every": 5, "output_dir": str(tmp_path)}
     run = deployment.run(problem=SLOW, topology="directed-ring:3", **settings)
     deployment.trains(run)
     deployment.kill_supernode(2)

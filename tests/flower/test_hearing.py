@@ -124,7 +124,7 @@ def test_one_peer_that_answers_is_enough_for_lines_and_status_of_all(training, t
 def test_who_does_not_show_the_key_sees_nothing(training):
     until(lambda: training.hosts[1]._wires is not None)
     for key in (new_key(), b""):
-        with Looker("test", key, training.addresses) as looker:
+        with Looker("test", key, training.addresses, timeout=60.0) as looker:
             answer = looker.look([1], Gossip())[1]
             assert "NOT_AUTHENTIC" in str(answer), answer
             assert training.plans[0].stop_digest == ""
@@ -151,7 +151,7 @@ def test_of_several_answers_to_a_look_each_peers_own_word_counts_whoever_answers
     monkeypatch.setattr(looking, "_OTHERS", 60.0)
     until(lambda: all(len(host._standings.heard()) == 4 for host in training.hosts))
     until(lambda: all(_evaluated(host) == {20} for host in training.hosts))
-    with Looker("test", KEY, training.addresses) as looker, office(training, tmp_path) as there:
+    with Looker("test", KEY, training.addresses, timeout=60.0) as looker, office(training, tmp_path) as there:
         answers = looker.look(range(4), Gossip())
         reports, _ = there.hear(answers[p] for p in (3, 1, 0, 2))
     assert [(r.peer, r.iteration) for r in reports] == [(p, 20) for p in range(4)]
@@ -184,7 +184,7 @@ def test_a_look_that_names_members_of_no_run_is_refused_and_ends_nothing(trainin
     odd.known_scores.members.append(77)
     odd.known_scores.incarnations.append(0)
     odd.known_scores.versions.append(1)
-    with Looker("test", KEY, training.addresses) as looker:
+    with Looker("test", KEY, training.addresses, timeout=60.0) as looker:
         assert "BAD_HEADER" in str(looker.look([1], odd)[1])
         assert isinstance(looker.look([1], Gossip())[1], Gossip)
 
@@ -204,6 +204,7 @@ def test_a_run_that_cannot_be_seen_from_here_says_so_once_and_goes_on(training, 
 def test_peers_that_answered_and_have_ended_are_no_fault_of_the_offices_view(training, tmp_path, caplog):
     there = office(training, tmp_path)
     looking = Looking(run_of(training), KEY, None, Progress(4, ITERATIONS, lambda line: None), there)
+    looking._looker._timeout = 60.0
     try:
         until(looking._look)
         looking._patient_until = 0.0  # meet-timeout is long over

@@ -9,7 +9,7 @@ import pytest
 from p2pft_flower.keeping.checkpoints import checkpoint_files, checkpoint_folder
 from p2pft_flower.report.collected import collect_results, find_peers
 from p2pft_flower.report.results import read_results
-from tests.quadratics import QUADRATICS, SLOW
+from tests.quadratics import HOLD, QUADRATICS, SLOW
 
 from .deployment import Deployment, wait_until
 from .engine import run_app
@@ -29,7 +29,9 @@ SETTINGS = {
 
 def test_a_deployment_of_which_all_processes_were_killed_goes_on_to_the_same_bits(tmp_path):
     last = random.randrange(2, 20)  # whichever it is, the outcome is the same
-    with Deployment(tmp_path / "first") as killed:
+    hold = tmp_path / "hold"  # no peer comes to the end before it is killed, however late that is
+    hold.touch()
+    with Deployment(tmp_path / "first", environment={HOLD: str(hold)}) as killed:
         run = killed.run(**SETTINGS)
         own = checkpoint_folder(killed.outputs[0] / run, 0)
         wait_until(

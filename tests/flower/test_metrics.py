@@ -36,7 +36,7 @@ def samples(address):
 
 
 def test_a_scrape_has_the_numbers_of_the_moment_by_peer_and_site(address):
-    written = {"written": time.time()}
+    written = {"written": time.time() + 3600.0}  # it grows no older while the test lasts
     south = peer(2, evaluated=390, loss=0.5, accuracy=0.75, accuracy_unseen=None, bytes_sent=4000)
     write_bulletin(bulletin_path(0), bulletin(south, **written))
     with served(address, "7"):
@@ -56,7 +56,9 @@ def test_a_scrape_has_the_numbers_of_the_moment_by_peer_and_site(address):
 
 
 def test_a_state_of_a_peer_is_one_of_those_that_are_served(address):
-    write_bulletin(bulletin_path(0), bulletin(peer(1, state="waiting", awaited=2), written=time.time()))
+    write_bulletin(
+        bulletin_path(0), bulletin(peer(1, state="waiting", awaited=2), written=time.time() + 3600.0)
+    )
     with served(address, "7"):
         found = samples(address)
     for p in range(4):

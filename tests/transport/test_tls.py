@@ -209,7 +209,7 @@ def test_the_coordinator_is_heard_for_a_stop_with_the_runs_key_and_for_nothing_e
         credentials=peers[1],
     ) as server:
         address = server.bound_addresses[1]
-        with Looker("run", shown[0][1], {1: address}, coordinator) as looker:
+        with Looker("run", shown[0][1], {1: address}, coordinator, timeout=PATIENCE) as looker:
             seen = looker.look([1], Gossip())[1]
             assert isinstance(seen, Gossip) if shows_the_key else "NOT_NEIGHBOUR" in str(seen), seen
         with calling(address, coordinator, metadata=shown) as call:

@@ -105,9 +105,9 @@ def test_iid_peers_hold_even_shares_of_every_class_and_a_small_alpha_makes_them_
 def test_64_peers_share_the_digits_quickly(seed):
     labels = load_dataset("digits").train.labels
     spec = resolve_partition("auto", "digits", 64, NUMBERED[:10])
-    start = time.perf_counter()
+    start = time.process_time()
     parts = partition_images(spec, labels, 64, NUMBERED[:10], seed=seed)
-    assert time.perf_counter() - start < 5
+    assert time.process_time() - start < 5
     assert min(map(len, parts)) >= 2
     assert sum(map(len, parts)) == len(labels)
 
