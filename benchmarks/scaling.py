@@ -83,7 +83,7 @@ def cost(
     for kind in KINDS:
         for n in sizes:
             settings = {"batched": "true", "schedule-graph": kind.schedule}
-            one = run(Way(kind.name, ROOT, 1, 1, settings), kind.spec.format(n=n), n, iterations)
+            one = run(Way(kind.name, ROOT, 1, settings), kind.spec.format(n=n), n, iterations)
             told = {"n": n, "payloads": kind.payloads(n), "seconds": one.computed / n, "memory": one.memory}
             found.append({"kind": kind.name, **told})
         own = found[-len(sizes) :]
@@ -151,7 +151,7 @@ def paper(
     line = fitted(json.loads(found.read_text()))
     kind = KINDS[1]
     if check:
-        one = run(Way("check", ROOT, 1, 1, {"batched": "true", "schedule-graph": kind.schedule}),
+        one = run(Way("check", ROOT, 1, {"batched": "true", "schedule-graph": kind.schedule}),
                   kind.spec.format(n=check), check, 4)  # fmt: skip
         seconds = check * (line.own + line.payload * kind.payloads(check))
         typer.echo(
