@@ -78,6 +78,8 @@ def run(way: Way, graph: str, n: int, iterations: int) -> Run:
             for child in children:
                 os.killpg(child.pid, signal.SIGKILL)
                 child.wait()
+        if not all(lines):
+            raise SystemExit(f"{way.name}, {n} peers: a host has failed; P2PFT_BENCH_LOG=1 shows why")
         told = [json.loads(line) for line in lines]
         theta: dict[int, np.ndarray] = {}
         for part in parts:
