@@ -6,11 +6,12 @@ import json
 from pathlib import Path
 
 import pytest
+from click.testing import Result
 
 from p2pft_flower.cli.topology import app
 from p2pft_flower.topology import Graph
 from p2pft_flower.topology.draw import draw
-from tests.commands import CliRunner, Result
+from tests.commands import CliRunner
 from tests.later import Later
 
 image = Later("matplotlib.image")
