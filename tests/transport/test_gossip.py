@@ -543,7 +543,8 @@ def test_a_payload_to_a_receiver_that_is_ahead_waits_for_this_host_to_hear_of_th
 
 def test_a_payload_whose_calls_time_out_is_sent_again_and_used_once(peer):
     patience = Asked()
-    with Links(VIEWS[0], {1: peer.address}, [(0, 1)], timeout=0.2, patience=patience) as links:
+    limits = {"timeout": 0.2, "longest": PATIENCE}
+    with Links(VIEWS[0], {1: peer.address}, [(0, 1)], **limits, patience=patience) as links:
         for phase in range(2):
             links.send(0, 0, phase, np.full(8, phase, np.float32))  # the second waits for room
         asked = patience.times
