@@ -10,7 +10,7 @@ continent is the exchange's business. With :class:`Draw` it asks for a gradient.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Collection, Generator, Iterable, Mapping
+from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, TypeAlias, TypeVar
 
@@ -292,13 +292,33 @@ def combine(kind: type[Mix], terms: Iterable[tuple[float, float, Vector]]) -> Ve
         a_ij, b_ij and the vector of each j, ascending in j, i itself among them; vectors are (q,), of
         :class:`Both` (2 q,).
     """
+    return combine_all(kind, {0: list(terms)}, lambda of: {p: _in_cache(own) for p, own in of.items()})[0]
+
+
+def combine_all(
+    kind: type[Mix],
+    terms: Mapping[int, Sequence[tuple[float, float, Vector]]],
+    sums: Callable[[Mapping[int, Sequence[tuple[float, Vector]]]], Mapping[int, Vector]],
+) -> Mapping[int, Vector]:
+    """Return the vectors that the requests of several peers are answered with, as :func:`combine` does.
+
+    Parameters
+    ----------
+    kind : type
+        :class:`Rows`, :class:`Columns` or :class:`Both`.
+    terms : mapping of int to sequence of (float, float, array)
+        The terms of each peer, as of :func:`combine`.
+    sums : callable
+        Returns Σ w x of the terms (w, x) of each peer, in their order.
+    """
     if kind is Rows:
-        return _in_cache((a, x) for a, _, x in terms)
+        return sums({p: [(a, x) for a, _, x in own] for p, own in terms.items()})
     if kind is Columns:
-        return _in_cache((b, x) for _, b, x in terms)
-    halves = [(a, b, np.split(x, 2)) for a, b, x in terms]
-    rows = _in_cache((a, x) for a, _, (x, _) in halves)
-    return np.concatenate([rows, _in_cache((b, y) for _, b, (_, y) in halves)])
+        return sums({p: [(b, x) for _, b, x in own] for p, own in terms.items()})
+    halves = {p: [(a, b, np.split(x, 2)) for a, b, x in own] for p, own in terms.items()}
+    rows = sums({p: [(a, x) for a, _, (x, _) in own] for p, own in halves.items()})
+    columns = sums({p: [(b, y) for _, b, (_, y) in own] for p, own in halves.items()})
+    return {p: np.concatenate([rows[p], columns[p]]) for p in terms}
 
 
 def draw_each(asked: Mapping[int, Draw]) -> dict[int, Vector]:

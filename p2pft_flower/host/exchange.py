@@ -8,7 +8,7 @@ docs/architecture.md).
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -17,11 +17,12 @@ from functools import partial
 import numpy as np
 
 from p2pft_flower.algorithms.compression import Memory, wide
-from p2pft_flower.algorithms.seam import Both, Columns, Mix, Rows, Vector, combine
+from p2pft_flower.algorithms.seam import Both, Columns, Mix, Rows, Vector, combine, combine_all
 from p2pft_flower.cores import cores
 from p2pft_flower.errors import P2PFTError
 from p2pft_flower.host.best import Table, merged
 from p2pft_flower.host.class_counts import merged_counts
+from p2pft_flower.host.problem import Device
 from p2pft_flower.host.session import Session
 from p2pft_flower.host.wires import Wires
 from p2pft_flower.plan import Neighbourhood
@@ -78,6 +79,8 @@ class HostExchange:
         The way to peers elsewhere; None if every neighbour is on this host.
     itemsize : int
         Size of one number of a vector, in bytes.
+    device : Device, optional
+        Where the peers' vectors are, without a codec. Default: in the CPU's memory.
 
     Attributes
     ----------
@@ -90,8 +93,10 @@ class HostExchange:
         Seconds spent in exchanges so far.
     """
 
-    def __init__(self, peers: Iterable[int], wires: Wires | None, itemsize: int) -> None:
-        self._wires = wires
+    def __init__(
+        self, peers: Iterable[int], wires: Wires | None, itemsize: int, device: Device | None = None
+    ) -> None:
+        self._wires, self._device = wires, device
         self._itemsize, self._threads = itemsize, cores()
         self.memories: dict[tuple[int, int], Memory] = {}
         self._largest: dict[tuple[int, int], float] = {}
@@ -116,8 +121,8 @@ class HostExchange:
         """
         begin = time.perf_counter()
         vectors = {peer: mix.vector for peer, mix in outbox.items()}
-        for peer, vector in vectors.items():
-            if not np.isfinite(vector).all():
+        for peer, finite in zip(vectors, self._finite(list(vectors.values())), strict=True):
+            if not finite:
                 raise DivergedError.not_finite(peer, _place(session, iteration, phase), "payload")
         self._begun = _Begun(type(next(iter(outbox.values()))), outbox, vectors, {})
         # A host of this machine is told of all that is sent here in one call.
@@ -270,11 +275,16 @@ class HostExchange:
         remote = [i for i in session.receivers[peer] if i in receivers]
         if self._wires is not None and remote:
             shares = {i: 1.0 if self._begun.kind is Rows else place.column[i] for i in remote}
+            if not isinstance(payload, bytes):
+                payload = np.asarray(payload)  # from a device, this one time
             self._wires.links.send(peer, iteration, session.rounds + phase, payload, shares)
 
     def _mixed_all(self, session: Session, iteration: int, phase: int) -> dict[int, Vector]:
         """Return the mixed vector of each local peer; in several threads if that is worth their start."""
         begun = self._begun
+        if self._device is not None:
+            terms = {peer: self._terms(session, peer, iteration, phase) for peer in begun.outbox}
+            return dict(combine_all(begun.kind, terms, self._device.sums))
         mix = partial(self._mixed, session, iteration=iteration, phase=phase)
         numbers = sum(vector.size for vector in begun.vectors.values())
         if self._threads == 1 or session.entering or session.compression is not None or numbers < MANY:
@@ -286,17 +296,23 @@ class HostExchange:
 
     def _mixed(self, session: Session, peer: int, iteration: int, phase: int) -> Vector:
         """Return the mixed vector of one peer; with a codec, update the peer's memory."""
-        kind, x, gone = self._begun.kind, self._begun.vectors[peer], self._begun.gone[peer]
-        place, compression = session.places[peer].at(iteration), session.compression
-        come = {j: self._come(session, peer, j, iteration, phase) for j in place.in_neighbours}
-        come[peer] = place.row[peer], place.column[peer], gone
-        total = combine(kind, (come[j] for j in sorted(come)))
+        x, gone, compression = self._begun.vectors[peer], self._begun.gone[peer], session.compression
+        total = combine(self._begun.kind, self._terms(session, peer, iteration, phase))
         if compression is None:
             return total
         number = session.exchange(iteration, phase)
         memory = self._memory(peer, number, x)
         mixed, self.memories[peer, number] = compression.mix(x, memory, gone, total)
         return mixed
+
+    def _terms(
+        self, session: Session, peer: int, iteration: int, phase: int
+    ) -> list[tuple[float, float, Vector]]:
+        """Return a_ij, b_ij and the vector of each j that the peer i mixes, ascending in j, i among them."""
+        place = session.places[peer].at(iteration)
+        terms = {j: self._come(session, peer, j, iteration, phase) for j in place.in_neighbours}
+        terms[peer] = place.row[peer], place.column[peer], self._begun.gone[peer]
+        return [terms[j] for j in sorted(terms)]
 
     def _come(
         self, session: Session, peer: int, sender: int, iteration: int, phase: int
@@ -307,7 +323,14 @@ class HostExchange:
             share = session.places[sender].at(iteration).column[peer]
             return weight, share, self._begun.gone[sender]
         vector, share = self._wires.take(session, peer, sender, iteration, session.rounds + phase)
+        if self._device is not None:
+            return weight, share, self._device.place(vector)
         return weight, share, vector if session.compression is None else wide(vector)
+
+    def _finite(self, vectors: Sequence[Vector]) -> Sequence[bool]:
+        if self._device is not None:
+            return self._device.finite(vectors)
+        return [bool(np.isfinite(vector).all()) for vector in vectors]
 
     def _memory(self, peer: int, number: int, like: Vector) -> Memory:
         memory = self.memories.get((peer, number))

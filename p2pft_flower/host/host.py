@@ -9,7 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from p2pft_flower.algorithms.codecs import make_codec
+import numpy as np
+
 from p2pft_flower.algorithms.registry import gradients_per_step, make_algorithm, vectors_per_payload
 from p2pft_flower.algorithms.schedules import make_schedule
 from p2pft_flower.algorithms.seam import Algorithm, Vector
@@ -32,7 +33,7 @@ from p2pft_flower.host.keeper import Keeper
 from p2pft_flower.host.lookout import Lookout
 from p2pft_flower.host.meeting import Meeting
 from p2pft_flower.host.peer_errors import PeerFailedError, naming
-from p2pft_flower.host.problem import Objective, Problem, together
+from p2pft_flower.host.problem import Objective, Problem, device_of, together
 from p2pft_flower.host.publisher import Publisher
 from p2pft_flower.host.recorder import Recorder
 from p2pft_flower.host.session import Session, Sessions
@@ -185,11 +186,6 @@ class Host:
             self._publisher.will_exchange()
         with recorder.telling():
             theta0 = self.problem.theta0
-        if (codec := make_codec(settings.codec)) is not None:
-            size = codec.most_bytes(theta0.size, theta0.dtype)
-            log.info(
-                "codec %s: at most %d bytes a payload instead of %d", settings.codec, size, theta0.nbytes
-            )
         always = self._config.runtime.transport == "grpc"
         model = getattr(self.problem, "meeting_digest", "") or self.problem.model_digest
         sessions = Sessions(
@@ -225,17 +221,19 @@ class Host:
         for p in self._peers:
             with naming(p, 0, "its data could not be prepared"), recorder.telling():
                 objectives |= self.problem.objectives([p], self._meeting.note_progress)
+        device = device_of(self.problem) if first.compression is None else None  # codecs are NumPy's
         self._training = Training(
             self.plan,
             first,
             method,
             objectives,
             together(self.problem, objectives),
-            HostExchange(self._peers, wires, theta0.dtype.itemsize),
+            HostExchange(self._peers, wires, theta0.dtype.itemsize, device),
             recorder,
             Keeper(self.plan, self.problem.model_digest, recorder, gradients_per_step(method)),
             self._pulse,
             self.raise_if_stopped,
+            device,
         )
         return self._training
 
@@ -314,7 +312,7 @@ class Host:
             if not training.states:
                 training.restore_past(session)
             training.enter_view(session, theta)
-            thetas = {p: state.theta for p, state in training.states.items()}
+            thetas = {p: np.asarray(state.theta) for p, state in training.states.items()}
             wires.server.offer(session.first, thetas, session.peers)
             return
 

@@ -11,6 +11,7 @@ from p2pft_flower.errors import ConfigError
 from p2pft_flower.scores import ClassScores
 
 __all__ = [
+    "Device",
     "InFull",
     "Objective",
     "OwnProblem",
@@ -18,6 +19,7 @@ __all__ = [
     "Score",
     "Together",
     "ValidationScores",
+    "device_of",
     "evaluations",
     "together",
     "validated",
@@ -199,6 +201,31 @@ def together(problem: Problem, objectives: Mapping[int, Objective]) -> Together 
     make = getattr(problem, "together", None)
     made: Together | None = None if make is None else make(objectives)
     return made
+
+
+class Device(Protocol):
+    """The memory of an accelerator, in which a host's peers have their vectors."""
+
+    def place(self, vector: Vector) -> Vector:
+        """Return a vector of this memory or of the CPU's, (q,), as one of this memory."""
+        ...
+
+    def finite(self, vectors: Sequence[Vector]) -> Sequence[bool]:
+        """Tell of each vector whether all its numbers are finite."""
+        ...
+
+    def sums(self, terms: Mapping[int, Sequence[tuple[float, Vector]]]) -> Mapping[int, Vector]:
+        """Return Σ w x of the terms (w, x) of each peer, in their order; to the bits that NumPy has."""
+        ...
+
+
+def device_of(problem: Problem) -> Device | None:
+    """Return where the vectors of ``problem`` are to be; None: in the CPU's memory, as NumPy's arrays.
+
+    A problem may have an attribute ``vector_device``; its gradients are then where θ is.
+    """
+    found: Device | None = getattr(problem, "vector_device", None)
+    return found
 
 
 class Problem(Protocol):

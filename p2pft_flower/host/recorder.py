@@ -14,6 +14,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 from msgspec import structs
 
@@ -230,7 +231,7 @@ class Recorder:
                 "bytes_sent": bytes_sent[peer],
                 "seconds": time.monotonic() - self._begin,
             }
-            sketched = self._sketch(thetas[peer])
+            sketched = self._sketch(np.asarray(thetas[peer]))
             self._spent[peer] = objectives[peer].privacy_spent() or (None, None)  # also if the run fails
             epsilon, _ = self._spent[peer]
             line = Evaluation(
@@ -366,7 +367,7 @@ class Recorder:
             iterations=self._plan.iterations,
             parameters=theta.size,
             model_parameters=self._problem.model_parameters,
-            sketch=sketch.encode(self._sketch(theta)),
+            sketch=sketch.encode(self._sketch(np.asarray(theta))),
             epsilon=epsilon,
             delta=delta,
             preprocessing=self._preprocessing,
@@ -451,7 +452,9 @@ class Recorder:
         if facts is not None and facts.known.test_digest:
             extra["test-digest"] = facts.known.test_digest
         metadata = {**self._problem.metadata(), **extra}
-        return self._journals[peer].save_tail(self._problem.named_tail(theta), metadata, stopped=stopped)
+        return self._journals[peer].save_tail(
+            self._problem.named_tail(np.asarray(theta)), metadata, stopped=stopped
+        )
 
     def close(self) -> None:
         """Let callbacks come to their end and reports that are under way leave, and close the journals."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -17,6 +18,8 @@ from p2pft_flower.topology.views import View
 from p2pft_flower.transport import Mailbox, Terms
 
 __all__ = ["Edge", "Session", "Sessions", "remote_edges"]
+
+log = logging.getLogger("p2pft_flower")
 
 Edge = tuple[int, int]
 
@@ -179,6 +182,10 @@ class Sessions:
         self._config = f"settings {plan.terms} model {model_digest}"
         self._each = make_codec(plan.config.method.codec)
         self._codec = None if self._each is None else for_vectors(self._each, vectors)
+        if self._each is not None:
+            size = self._each.most_bytes(theta0.size, theta0.dtype)
+            what = "codec %s: at most %d bytes a payload instead of %d"
+            log.info(what, plan.config.method.codec, size, theta0.nbytes)
         if source := source_digest(plan.config.method.codec):
             self._config += f" codec's file {source}"
 

@@ -31,12 +31,13 @@ from p2pft_flower.host.drawing import Drawing
 from p2pft_flower.host.exchange import DivergedError, HostExchange
 from p2pft_flower.host.keeper import Keeper, Moment
 from p2pft_flower.host.peer_errors import naming
-from p2pft_flower.host.problem import Objective, Together, validated
+from p2pft_flower.host.problem import Device, Objective, Together, validated
 from p2pft_flower.host.recorder import Outcome, Recorder
 from p2pft_flower.host.session import Session
 from p2pft_flower.keeping.absence import LastWord
 from p2pft_flower.keeping.checkpoints import Checkpoint
 from p2pft_flower.keeping.kept import Kept
+from p2pft_flower.keeping.states import changed
 from p2pft_flower.plan import Plan
 from p2pft_flower.transport import OwnPulse, Pulse
 
@@ -75,6 +76,8 @@ class Training:
         The place where the host's activity and progress are noted.
     raise_if_stopped : callable
         Raises if this host ends.
+    device : Device, optional
+        Where the peers' vectors are; default: in the CPU's memory.
 
     Attributes
     ----------
@@ -102,7 +105,9 @@ class Training:
         keeper: Keeper,
         pulse: OwnPulse,
         raise_if_stopped: Callable[[], None],
+        device: Device | None = None,
     ) -> None:
+        self._device = device
         self._plan, self._method, self._objectives = plan, method, objectives
         self._exchange, self._recorder, self._keeper = exchange, recorder, keeper
         self._pulse, self._raise_if_stopped = pulse, raise_if_stopped
@@ -146,7 +151,8 @@ class Training:
         for p in self._peers:
             with naming(p, self.iteration, "its checkpoint could not be taken up"):
                 start = partial(self._method.start, theta0.copy(), np.zeros_like)
-                self.states[p], kept = self._keeper.resume(p, self._plan.resume, start, self._objectives[p])
+                state, kept = self._keeper.resume(p, self._plan.resume, start, self._objectives[p])
+                self.states[p] = state if self._device is None else changed(state, self._device.place)
                 memory, self._exchange.bytes_sent[p] = kept.memories, kept.bytes_sent
                 self._restore_tables(p, kept)
                 phases = len(self._method.phases)
@@ -163,7 +169,7 @@ class Training:
 
     def begin(self, theta0: Vector) -> None:
         """Start each peer that has no state yet at ``theta0``, (q,); score and keep all if that is due."""
-        self._start({p: theta0.copy() for p in self._peers if p not in self.states})
+        self._start({p: self._placed(theta0) for p in self._peers if p not in self.states})
         self._complete_later(self.done)
 
     def iterate(self, agreement: Agreement | None) -> None:
@@ -232,7 +238,7 @@ class Training:
             self._best.come_back()
         if theta is not None and self._counts is not None:
             self._counts.come_back()
-        self._start({p: self.states[p].theta if theta is None else theta.copy() for p in self._peers})
+        self._start({p: self.states[p].theta if theta is None else self._placed(theta) for p in self._peers})
         # Scores and checkpoints due after the iterations that the others had completed are due here too.
         if behind or theta is not None:
             self._complete_later(session.first)
@@ -307,6 +313,10 @@ class Training:
                 started[p] = self._of(p).start(theta, gradients[p])
         self.states = self.states | started
 
+    def _placed(self, theta: Vector) -> Vector:
+        """Return a copy of ``theta``, (q,), where the peers' vectors are."""
+        return theta.copy() if self._device is None else self._device.place(theta)
+
     def _weigh_classes(self) -> None:
         """Agree with the others on the classes' weights as a view begins, and then start the peers.
 
@@ -376,7 +386,8 @@ class Training:
         if self._trace:
             for p, state in self.states.items():
                 if (tau := getattr(state, "tau", None)) is not None:
-                    self._recorder.trace(p, self.session.number, done, tau - state.grad)  # type: ignore[attr-defined]
+                    surplus = np.asarray(tau - state.grad)  # type: ignore[attr-defined]
+                    self._recorder.trace(p, self.session.number, done, surplus)
         if self._plan.evaluates_after(done):
             self._evaluate(done)
         self._keeper.raise_if_failed()
@@ -403,7 +414,7 @@ class Training:
             if told.get(peer) != validation.get(peer):
                 raise DivergedError.not_finite(peer, f"iteration {done}", "validation loss")
             if best is not None:
-                best.note(peer, done, validation[peer], theta)
+                best.note(peer, done, validation[peer], np.asarray(theta))
 
     def _validate(self, peer: int, by: str) -> float | None:
         """Score the peer's θ on its own validation images, which are none of its test images."""

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from numpy.lib.mixins import NDArrayOperatorsMixin
 
 from p2pft_flower.errors import ConfigError
 
@@ -51,6 +53,8 @@ def state_fields(state: Any, algorithm: str) -> dict[str, Any]:
             )
     else:
         raise ConfigError(f"algorithm = {algorithm!r}: its state is a {type(state).__name__}, {remedy}")
+    # Vectors of an accelerator calculate as NumPy's do, and are kept as such.
+    fields = {n: np.asarray(v) if isinstance(v, NDArrayOperatorsMixin) else v for n, v in fields.items()}
     for name, value in fields.items():
         numeric = (
             isinstance(value, (np.ndarray, np.generic)) and value.dtype.kind in "fiub" and value.itemsize <= 8
@@ -65,6 +69,16 @@ def state_fields(state: Any, algorithm: str) -> dict[str, Any]:
             f"algorithm = {algorithm!r}: its state has {size} bytes, more than {most}, {remedy}"
         )
     return fields
+
+
+def changed(state: Any, change: Callable[[np.ndarray[Any, Any]], Any]) -> Any:
+    """Return a state, with the fields of :func:`state_fields`, whose arrays are those of ``change``."""
+    return type(state)(
+        **{
+            name: change(value) if isinstance(value, np.ndarray) else value
+            for name, value in state_fields(state, "").items()
+        }
+    )
 
 
 def as_text(value: bool | int | float | None) -> bool | str | None:

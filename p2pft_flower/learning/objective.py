@@ -33,7 +33,7 @@ from p2pft_flower.learning.scoring import (
     scores_of,
 )
 from p2pft_flower.learning.store.features import Features
-from p2pft_flower.learning.theta import Vector, flat, set_theta, trained_parameters
+from p2pft_flower.learning.theta import Vector, flat, like, set_theta, trained_parameters
 from p2pft_flower.scores import has_confusion, has_rows
 from p2pft_flower.typed import Count, converted
 
@@ -91,8 +91,7 @@ class PeerObjective:
         """Number of mini-batches drawn so far, which is the number of the next one."""
         self._lost = 0
         """Upper bound on the gradients that earlier processes of this run drew after their checkpoint."""
-        self.train_loss = float("nan")
-        """L_i of the last mini-batch; NaN if that was empty, and before the first one."""
+        self._loss: float | torch.Tensor = float("nan")
         self._of_all = tail
         self._images, self.test, self._validation = images, test, validation
         self._key = (seed, peer)
@@ -110,13 +109,15 @@ class PeerObjective:
             When images of the mini-batch cannot be read: see :meth:`MiniBatches.read`.
         """
         batch = self.read()
+        loss: float | torch.Tensor
         # Drop-out must also be a function of seed, peer and position, on any host.
         with training(self.tail), seeded(*self._key, self.drawn):
             if self._privacy is None or self._clipped is None:
                 gradient, loss = gradient_of(self.tail, self._trained, theta, batch, self._weights)
             else:
                 set_theta(self._trained, theta)
-                gradient, loss = self._private(batch, theta.size, self._privacy, self._clipped)
+                noised, loss = self._private(batch, theta.size, self._privacy, self._clipped)
+                gradient = like(torch.from_numpy(noised).to(self._trained[0].device), theta)
         self.drew(loss)
         return gradient
 
@@ -126,10 +127,15 @@ class PeerObjective:
             raise RuntimeError("class-weights = 'balanced', and no weights came before the first gradient")
         return self._images.read(self.drawn)
 
-    def drew(self, loss: float) -> None:
+    def drew(self, loss: float | torch.Tensor) -> None:
         """Note that the gradient on the mini-batch of :meth:`read` was computed, with this mean ``loss``."""
-        self.train_loss = loss
+        self._loss = loss
         self.drawn += 1
+
+    @property
+    def train_loss(self) -> float:
+        """L_i of the last mini-batch; NaN if that was empty, and before the first one."""
+        return float(self._loss)
 
     @property
     def weights(self) -> torch.Tensor | None:
@@ -281,9 +287,10 @@ def gradient_of(
     theta: Vector,
     batch: MiniBatch,
     weights: torch.Tensor | None = None,
-) -> tuple[Vector, float]:
+) -> tuple[Vector, torch.Tensor]:
     """Return the gradient of a mini-batch's loss at ``theta`` in ``tail``, (q,) float32, and the loss.
 
+    The gradient is where ``theta`` is. If that is a device, nobody waits for it, nor for the loss.
     The tail is run in the mode that it is in; ``trained`` are its :func:`trained_parameters`. The others are
     as of :func:`evaluate` and :meth:`MiniBatch.loss`.
     """
@@ -291,4 +298,4 @@ def gradient_of(
     loss = batch.loss(tail(*batch.inputs), weights)
     # A step may use only some trained parameters: the gradient of the others is 0.
     gradients = torch.autograd.grad(loss, trained, materialize_grads=True)
-    return flat(gradients).cpu().numpy(), float(loss.detach())
+    return like(flat(gradients), theta), loss.detach()

@@ -13,7 +13,7 @@ the peers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from math import ceil
@@ -32,7 +32,7 @@ from p2pft_flower.learning.minibatches import MiniBatch
 from p2pft_flower.learning.model.modes import training
 from p2pft_flower.learning.model.structure import share_copy
 from p2pft_flower.learning.objective import PeerObjective, gradient_of
-from p2pft_flower.learning.theta import as_tensor, trained_parameters
+from p2pft_flower.learning.theta import as_tensor, like, trained_parameters
 from p2pft_flower.learning.threads import side_by_side
 
 __all__ = ["Together", "padded_size", "why_apart"]
@@ -80,7 +80,7 @@ class Together:
             When images of a mini-batch cannot be read: see :meth:`MiniBatches.read`. Then no peer has drawn.
         """
         batches = {peer: self._objectives[peer].read() for peer in thetas}
-        drawn: dict[int, tuple[Vector, float]] = {}
+        drawn: dict[int, tuple[Vector, torch.Tensor]] = {}
         chunks = list(self._chunks(batches))
         with (
             _batched_attention(),  # for all threads: torch's choice is the process's
@@ -114,8 +114,8 @@ class Together:
         size: int,
         thetas: Mapping[int, Vector],
         batches: Mapping[int, MiniBatch],
-    ) -> tuple[Vector, list[float]]:
-        """Return the gradients of ``peers``, (m, q), and their losses; at least one row more than they."""
+    ) -> tuple[Iterable[Vector], torch.Tensor]:
+        """Return the gradients of ``peers``, (m, q), and their losses, (m,); of a single peer twice."""
         rows = list(peers) if len(peers) > 1 else [*peers, *peers]
         chosen = [batches[peer] for peer in rows]
         device = chosen[0].labels.device
@@ -137,7 +137,7 @@ class Together:
         finally:
             self._tails.put(tail)
         flat = torch.cat([found[name].reshape(len(rows), -1) for name in self._shapes], dim=1)
-        return flat.cpu().numpy(), losses.tolist()
+        return like(flat, thetas[peers[0]]), losses
 
 
 def _gradients_of(tail: nn.Module) -> Callable[..., tuple[dict[str, torch.Tensor], torch.Tensor]]:

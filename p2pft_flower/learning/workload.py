@@ -21,6 +21,7 @@ from p2pft_flower.errors import ConfigError
 from p2pft_flower.learning.data.batches import Batches, GrowingBatches
 from p2pft_flower.learning.data.holdings import Holdings
 from p2pft_flower.learning.data.image_settings import ImageSettings
+from p2pft_flower.learning.device_vectors import VectorDevice
 from p2pft_flower.learning.feature_model import FeatureModel
 from p2pft_flower.learning.image_model import ImageModel
 from p2pft_flower.learning.minibatches import MiniBatch, MiniBatches, PooledMiniBatches
@@ -145,6 +146,11 @@ class Workload:
     def device(self) -> str:
         """The name of the device of trunk and tail: ``"cpu"``, ``"cuda"`` or ``"mps"``."""
         return self.network.device
+
+    @property
+    def vector_device(self) -> VectorDevice | None:
+        """Where the peers' vectors are: on an accelerator beside the model; None: in the CPU's memory."""
+        return None if self.device == "cpu" else VectorDevice(self.device)
 
     @property
     def parts(self) -> Parts:

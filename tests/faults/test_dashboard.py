@@ -16,8 +16,8 @@ __all__ = ["browser"]
 
 SLOW = Orders(slow_from=0)
 
-ITERATIONS = 480
-"""Slow ones take a minute and a half, so that the end does not come before all has been done."""
+ITERATIONS = 240
+"""Slow ones take three quarters of a minute, so that the end does not come before all has been done."""
 
 
 def text(page, where, wanted):

@@ -53,12 +53,12 @@ class Peer:
         return self.minimiser - np.float32(0.1) * noise
 
     def evaluate(self, theta):
-        self.kept = theta.copy()
+        theta = self.kept = np.array(theta)
         return Score(float(((theta - self.minimiser) ** 2).mean()), 0.5, None)
 
     def validate(self, theta):
         """Return scores whose mean over the peers is best on the way, before θ comes to its optimum."""
-        loss = float(((theta - np.float32(0.4) * self.minimiser) ** 2).mean())
+        loss = float(((np.asarray(theta) - np.float32(0.4) * self.minimiser) ** 2).mean())
         return Validation(loss, 1 / (1 + loss))
 
     def privacy_spent(self):

@@ -21,6 +21,7 @@ import pytest
 
 from p2pft_flower.host.host import PeerFailedError
 from p2pft_flower.host.wires import Access
+from p2pft_flower.learning.device_vectors import VectorDevice
 from p2pft_flower.topology import Graph
 from p2pft_flower.transport import unix_address
 
@@ -30,6 +31,22 @@ from .quadratic import GRAPH, Quadratics, plans, thetas
 from .test_keeper import going_on, keeping, run_all
 
 DIGESTS = Path(__file__).with_name("golden.json")
+
+
+@pytest.fixture(autouse=True, params=["NumPy's arrays", "vectors on a device"])
+def where(request, monkeypatch):
+    """Where the peers' vectors are; torch's CPU stands for an accelerator."""
+    placed = []
+
+    class Device(VectorDevice):
+        def place(self, vector):
+            placed.append(vector)
+            return super().place(vector)
+
+    if request.param == "vectors on a device":
+        monkeypatch.setattr(Quadratics, "vector_device", Device("cpu"), raising=False)
+    yield
+    assert bool(placed) is (request.param == "vectors on a device")
 
 
 def assert_golden(name, theta):
@@ -113,7 +130,7 @@ def test_theta_of_those_who_go_on_without_a_peer_and_of_all_when_it_is_back_is_w
     assert all(there.wait(60) for there in arrived.values())
     assert_golden(
         "directed-ring:4 without peer 2 from iteration 30",
-        np.stack([net.hosts[p]._training.completed.states[p].theta for p in (0, 1, 3)]),
+        np.stack([np.asarray(net.hosts[p]._training.completed.states[p].theta) for p in (0, 1, 3)]),
     )
     runs[2] = net.start(2, joining=True)
     until(lambda: all(net.view_of(p) == 2 for p in (0, 1, 3)))
