@@ -40,12 +40,16 @@ PATIENCE = 3600.0
 
 @dataclass(frozen=True)
 class Way:
-    """A way to run the peers: the build's folder, the number of hosts, and settings."""
+    """A way to run the peers: the build's folder, the number of hosts, settings, and where vectors are.
+
+    ``vectors`` is ``""`` (as the product has them), ``"memory"`` or ``"cpu"`` (accelerator.py).
+    """
 
     name: str
     build: Path
     hosts: int
     settings: dict[str, Any]
+    vectors: str = ""
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,7 @@ def run(way: Way, graph: str, n: int, iterations: int) -> Run:
             "iterations": iterations,
             "folder": name,
             "settings": way.settings,
+            "vectors": way.vectors,
         }
         children = [_start(way.build, common | {"peers": peers}) for peers in parts]
         try:

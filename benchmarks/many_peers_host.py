@@ -89,7 +89,7 @@ def marked(self: PeerObjective, *given: Any) -> Any:
 
 def report() -> None:
     """Write θ of the peers, tell the times of the iterations, and wait to be killed."""
-    thetas = {str(p): state.theta for p, state in host._training.states.items()}
+    thetas = {str(p): np.asarray(state.theta) for p, state in host._training.states.items()}
     np.savez(folder / f"theta-{own[0]}.npz", **thetas)
     told = {
         "prepared": marks[0][0] - begin,
@@ -101,6 +101,12 @@ def report() -> None:
     time.sleep(3600)
 
 
+if task.get("vectors") == "memory":  # as before there were vectors on a device
+    Workload.vector_device = None
+elif task.get("vectors") == "cpu":  # torch's CPU in place of an accelerator, to try the way itself
+    from p2pft_flower.learning.device_vectors import VectorDevice
+
+    Workload.vector_device = VectorDevice("cpu")
 setattr(PeerObjective, draws, marked)
 host = Host(plan, Workload(config.learning, n))
 host.run()

@@ -75,7 +75,8 @@ class LearningConfig:
         Absolute path of a JSON file, one object with the name of each class, such as ``{"0": "zero"}``;
         empty: the dataset's own names.
     device : {"auto", "cpu", "cuda", "mps"}
-        The device of the model; ``auto``: an accelerator if there is one.
+        The device of the model and, without a codec, of θ, τ and gradients; ``auto``: an accelerator if there
+        is one.
     cache : bool
         Whether the frozen part's output for an image is stored in ``$P2PFT_HOME/cache`` and computed only
         once (``p2pft cache list``).

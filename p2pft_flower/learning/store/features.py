@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -65,7 +66,8 @@ class StoredFeatures:
     labels : (N,) or (N, C) int64 tensor
         Labels of the images.
     device : str
-        The tail's device. If it is not the CPU, all rows are moved there at once, in the dtypes of the store.
+        The tail's device. If it is not the CPU, all rows are moved there at once, in the dtypes of the store,
+        if they take no more than half of the memory that is free there; else batch by batch.
     """
 
     _fetcher = ThreadPoolExecutor(1, thread_name_prefix="p2pft-fetch")
@@ -74,7 +76,7 @@ class StoredFeatures:
     def __init__(self, rows: Rows, labels: torch.Tensor, device: str = "cpu") -> None:
         self.labels, self.rows = labels.to(device), rows
         self._resident: tuple[torch.Tensor, ...] | None = None
-        if device != "cpu":
+        if device != "cpu" and rows.nbytes <= free_memory(device) / 2:
             whole = rows.gather(np.arange(len(labels)))
             self._resident = tuple(torch.from_numpy(field).to(device) for field in whole)
         self._next: tuple[Positions, Future[tuple[torch.Tensor, ...]]] | None = None
@@ -105,7 +107,13 @@ class StoredFeatures:
         if self._resident is not None:
             index = torch.from_numpy(positions).to(self.labels.device)
             return tuple(field[index].float() for field in self._resident)
-        return tuple(torch.from_numpy(field).float() for field in self.rows.gather(positions))
+        gathered = self.rows.gather(positions)
+        return tuple(torch.from_numpy(field).to(self.labels.device).float() for field in gathered)
+
+
+def free_memory(device: str) -> float:
+    """Return the bytes that are free on a device; infinity where torch cannot tell."""
+    return torch.cuda.mem_get_info()[0] if device == "cuda" else math.inf
 
 
 class TrunkStore:

@@ -10,8 +10,9 @@ from p2pft_flower.cli import app
 from p2pft_flower.config import LearningConfig
 from p2pft_flower.errors import ConfigError, DataError
 from p2pft_flower.learning.model import devices
+from p2pft_flower.learning.store import features
 from p2pft_flower.learning.store.cache import stores
-from p2pft_flower.learning.store.features import TrunkStore
+from p2pft_flower.learning.store.features import StoredFeatures, TrunkStore
 from p2pft_flower.learning.workload import Workload
 from tests.commands import CliRunner
 from tests.learning import small_timm  # noqa: F401 - has timm know the small models
@@ -138,6 +139,24 @@ def test_the_batch_fetched_ahead_is_the_one_that_is_read(pictures):
     again, same = features.read(wanted)
     assert all(torch.equal(a, b) for a, b in zip(ahead, again, strict=True))
     assert torch.equal(labels, same)
+
+
+def test_rows_are_on_an_accelerator_if_they_fit_and_else_come_batch_by_batch(pictures, monkeypatch):
+    """The CPU stands for an accelerator, under a name by which it is not known as the CPU."""
+    held = workload(pictures).features(0)
+    on_device = StoredFeatures(held.rows, held.labels, "cpu:0")
+    monkeypatch.setattr(features, "free_memory", lambda _: 2 * held.rows.nbytes - 1)
+    in_memory = StoredFeatures(held.rows, held.labels, "cpu:0")
+    assert on_device._resident is not None
+    assert in_memory._resident is None
+    positions = np.array([3, 0, 3])
+    for one in (on_device, in_memory):
+        one.ahead(lambda: positions)
+        found, labels = one.read(positions)
+        expected, truth = held.read(positions)
+        assert {t.dtype for t in found} == {torch.float32}
+        assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+        assert torch.equal(labels, truth)
 
 
 def test_values_too_large_for_halves_are_refused_with_the_remedy(pictures, monkeypatch):
