@@ -244,8 +244,8 @@ def answers_of_all(
             set_theta(trained, thetas[k])  # not in inference mode, in which gradients could not use it later
             with torch.inference_mode():
                 logits = tails[thread](*inputs)
-                losses[k].append(image_loss(logits, labels, "none").cpu().double())
-                answers[k].append(decisions(logits, several=several).cpu())
+                losses[k].append(image_loss(logits, labels, "none"))
+                answers[k].append(decisions(logits, several=several))
                 if probabilities:
                     likely[k].append(probabilities_of(logits.cpu().double(), several=several))
             progress()
@@ -259,8 +259,8 @@ def answers_of_all(
     return [
         Answers(
             labels,
-            torch.cat([none, *answers[k]]),
-            torch.cat([torch.empty(0, dtype=torch.double), *losses[k]]),
+            torch.cat(answers[k]).cpu() if answers[k] else none,  # one wait for the device, at the end
+            torch.cat(losses[k]).cpu().double() if losses[k] else torch.empty(0, dtype=torch.double),
             (torch.cat(likely[k]) if likely[k] else nothing) if probabilities else None,
         )
         for k in range(len(thetas))

@@ -35,12 +35,12 @@ from p2pft_flower.learning.objective import PeerObjective, gradient_of
 from p2pft_flower.learning.theta import as_tensor, like, trained_parameters
 from p2pft_flower.learning.threads import side_by_side
 
-__all__ = ["Together", "padded_size", "why_apart"]
+__all__ = ["Together", "padded_size", "room", "why_apart"]
 
 Vector = npt.NDArray[np.float32]
 
 MEMORY = 2**27
-"""Numbers that are held at a time, roughly: more peers are computed in several chunks."""
+"""Numbers that are held at a time in the CPU's memory, roughly: more peers are computed in several chunks."""
 
 _EQUAL = 1e-4
 """Largest distance, relative to the gradient's norm, at which two ways to compute it count as the same."""
@@ -69,7 +69,7 @@ class Together:
         """One for each thread: a computation puts its tensors in the place of the tail's parameters."""
         for _ in range(threads):
             self._tails.put(share_copy(tail))
-        self._memory = MEMORY
+        self._memory = room(next(tail.parameters()).device)
 
     def __call__(self, thetas: Mapping[int, Vector]) -> dict[int, Vector]:
         """Return ∇L_i(θ_i; next mini-batch), (q,) float32, of each peer i in ``thetas``, each (q,).
@@ -169,6 +169,16 @@ def _batched_attention() -> AbstractContextManager[None]:
     """Return a context in which torch computes attention in the one way that it batches."""
     context: AbstractContextManager[None] = sdpa_kernel(SDPBackend.MATH)
     return context
+
+
+def room(device: torch.device) -> int:
+    """Return how many numbers are held at a time, roughly: on a GPU a quarter of its memory.
+
+    By the size of the memory and not by what is free of it, so that chunks are the same in each run.
+    """
+    if device.type != "cuda":
+        return MEMORY
+    return max(MEMORY, int(torch.cuda.get_device_properties(device).total_memory) // 4 // 4)
 
 
 def padded_size(number: int) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from p2pft_flower.learning.minibatches import MiniBatch, MiniBatches
 from p2pft_flower.learning.model.split import split_model
 from p2pft_flower.learning.objective import PeerObjective
 from p2pft_flower.learning.theta import tail_vector
-from p2pft_flower.learning.together import Together, padded_size, why_apart
+from p2pft_flower.learning.together import Together, padded_size, room, why_apart
 from p2pft_flower.learning.workload import MANY, Workload
 
 from .conftest import DROPS, MemoryFeatures, small_swin, small_vit
@@ -102,6 +103,15 @@ def test_a_gradient_is_the_same_to_the_last_bit_whoever_is_computed_beside_it(wa
         (found, _) = WAYS[way]().together(others)
         for p, g in whole.items():
             np.testing.assert_array_equal(found[p], g, err_msg=f"peer {p} of {others}")
+
+
+def test_a_gpu_holds_a_quarter_of_its_memory_at_a_time(monkeypatch):
+    sizes = iter((80 * 2**30, 2**30))
+    monkeypatch.setattr(
+        torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=next(sizes))
+    )
+    assert room(torch.device("cuda")) == 5 * 2**30
+    assert room(torch.device("cuda")) == room(torch.device("cpu")), "a small one as much as a CPU"
 
 
 def test_little_memory_makes_several_chunks_and_no_other_gradient():
