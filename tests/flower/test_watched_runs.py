@@ -47,6 +47,10 @@ def curve(folder, tag):
     return [(e.step, pytest.approx(e.value)) for e in events]
 
 
+def sorted_curve(folder, tag):
+    return sorted(curve(folder, tag), key=lambda event: event[0])
+
+
 @pytest.mark.parametrize("algorithm", ["p2pft", "fedavg"])
 def test_the_event_files_of_a_run_have_the_history_of_its_results(algorithm, tmp_path):
     settings = {"epochs": 2, "shots": 4, "batch_size": 3} if algorithm == "fedavg" else SHORT
@@ -86,7 +90,8 @@ def test_in_a_deployment_each_site_has_the_event_files_and_the_callback_of_its_p
         assert [path.name for path in files.iterdir()] == [f"peer-{p}"]
         assert [step for step, _ in curve(files / f"peer-{p}", "loss")] == [0, 3, 6]
     expected = [(row["iteration"], row["consensus_error"]) for row in results["history"]]
-    assert curve(tmp_path / "office" / "tensorboard" / "all", "consensus_error") == expected
+    # In so short a run it may hear of the last evaluation first, and of the others at the end.
+    assert sorted_curve(tmp_path / "office" / "tensorboard" / "all", "consensus_error") == expected
     assert [entry for entry in kept_by(keeps) if entry[0] == "ended"] == [("ended", [0]), ("ended", [1])] or [
         entry for entry in kept_by(keeps) if entry[0] == "ended"
     ] == [("ended", [1]), ("ended", [0])]
