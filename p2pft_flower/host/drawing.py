@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
-
-import numpy as np
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from p2pft_flower.algorithms.objective import of_objective
 from p2pft_flower.algorithms.seam import Draw, Gradient, Vector, draw_each
@@ -34,6 +32,8 @@ class Drawing:
         λ.
     place : callable
         Returns the iteration that is under way, and the w_i of each peer in the view.
+    finite : callable
+        Tells of each of several vectors whether all its numbers are finite.
 
     Attributes
     ----------
@@ -49,9 +49,10 @@ class Drawing:
         recorder: Recorder,
         weight_decay: float,
         place: Callable[[], tuple[int, Mapping[int, float]]],
+        finite: Callable[[Sequence[Vector]], Sequence[bool]],
     ) -> None:
         self._objectives, self._together, self._recorder = objectives, together, recorder
-        self._decay, self._place = weight_decay, place
+        self._decay, self._place, self._finite = weight_decay, place, finite
         self.gradients = {peer: self._gradient(peer) for peer in peers}
 
     def __call__(self, asked: Mapping[int, Draw]) -> Mapping[int, Vector]:
@@ -71,7 +72,7 @@ class Drawing:
         with naming(min(asked), iteration, f"the gradients of {len(asked)} peers together failed"):
             drawn = self._together({peer: one.theta for peer, one in asked.items()})
         self._recorder.share_seconds(asked, "gradient", time.perf_counter() - begin)
-        return {peer: self._of_objective(peer, drawn[peer], one.theta) for peer, one in asked.items()}
+        return self._of_objectives(drawn, {peer: one.theta for peer, one in asked.items()})
 
     def first(self, thetas: Mapping[int, Vector]) -> dict[int, Gradient]:
         """Return each peer's gradient for the start of its method at its θ in ``thetas``.
@@ -98,12 +99,16 @@ class Drawing:
             iteration, _ = self._place()
             with self._recorder.timed(peer, "gradient"), naming(peer, iteration, "its gradient failed"):
                 drawn = self._objectives[peer].gradient(theta)
-            return self._of_objective(peer, drawn, theta)
+            return self._of_objectives({peer: drawn}, {peer: theta})[peer]
 
         return gradient
 
-    def _of_objective(self, peer: int, drawn: Vector, theta: Vector) -> Vector:
+    def _of_objectives(self, drawn: Mapping[int, Vector], thetas: Mapping[int, Vector]) -> dict[int, Vector]:
         iteration, weights = self._place()
-        if not np.isfinite(drawn).all():
-            raise DivergedError.not_finite(peer, f"iteration {iteration}", "gradient")
-        return of_objective(drawn, theta, weight=weights[peer], weight_decay=self._decay)
+        for peer, finite in zip(thetas, self._finite([drawn[peer] for peer in thetas]), strict=True):
+            if not finite:
+                raise DivergedError.not_finite(peer, f"iteration {iteration}", "gradient")
+        return {
+            peer: of_objective(drawn[peer], theta, weight=weights[peer], weight_decay=self._decay)
+            for peer, theta in thetas.items()
+        }

@@ -121,7 +121,7 @@ class HostExchange:
         """
         begin = time.perf_counter()
         vectors = {peer: mix.vector for peer, mix in outbox.items()}
-        for peer, finite in zip(vectors, self._finite(list(vectors.values())), strict=True):
+        for peer, finite in zip(vectors, self.finite(list(vectors.values())), strict=True):
             if not finite:
                 raise DivergedError.not_finite(peer, _place(session, iteration, phase), "payload")
         self._begun = _Begun(type(next(iter(outbox.values()))), outbox, vectors, {})
@@ -327,7 +327,8 @@ class HostExchange:
             return weight, share, self._device.place(vector)
         return weight, share, vector if session.compression is None else wide(vector)
 
-    def _finite(self, vectors: Sequence[Vector]) -> Sequence[bool]:
+    def finite(self, vectors: Sequence[Vector]) -> Sequence[bool]:
+        """Tell of each vector, (q,), whether all its numbers are finite; waits for a device once."""
         if self._device is not None:
             return self._device.finite(vectors)
         return [bool(np.isfinite(vector).all()) for vector in vectors]

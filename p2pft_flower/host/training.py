@@ -121,6 +121,7 @@ class Training:
             recorder,
             config.method.weight_decay,
             lambda: (self.iteration, self.session.weights),
+            exchange.finite,
         )
         self.session = session
         self._trace = bool(os.environ.get(TRACE))

@@ -81,6 +81,16 @@ def test_a_run_goes_on_from_a_checkpoint_of_the_other_kind_to_the_same_bits(devi
     assert tails(tmp_path / "again") == tails(tmp_path / "whole")
 
 
+def test_drawn_together_nobody_waits_for_the_vectors_of_each_peer(device, tmp_path, monkeypatch):
+    device()
+
+    def alone(self):
+        raise AssertionError("it waits for one vector alone")
+
+    monkeypatch.setattr(DeviceVector, "all", alone)
+    run_app(tmp_path / "device", batched="true", **SMALL)
+
+
 def test_with_a_codec_vectors_stay_in_memory_and_theta_is_the_same(device, tmp_path):
     settings = SMALL | {"codec": "q4"}
     run_app(tmp_path / "memory", **settings)
