@@ -77,7 +77,7 @@ def test_a_method_that_needs_another_function_is_named_with_the_function(tmp_pat
         "        np.median(state.theta)\n"
         "        return (yield from super().step(k, state, gradient))\n"
     )
-    with pytest.raises(Exception, match=r"peer 0, iteration 0: its step failed: TypeError: .*numpy\.median"):
+    with pytest.raises(Exception, match=r"peer \d, iteration 0: its step failed: TypeError: .*numpy\.median"):
         trained(OnDevice, tmp_path, unix(short), GRAPH, algorithm=f"{tmp_path}/own.py:Median")
 
 
