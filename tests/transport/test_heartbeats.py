@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import threading
+import time
 from concurrent.futures import Future
 
 import pytest
@@ -569,39 +570,40 @@ def test_a_peer_that_was_killed_and_one_that_was_stopped_are_told_apart(tmp_path
         pipe.close()
 
 
-def stop_itself_and_look(addresses, pipe):
-    """Beat, be stopped from outside, and say whom it takes for lost right after it was woken."""
+def be_stopped_and_look(addresses, pipe):
+    """Beat, be stopped from outside, and say how long after it was woken it takes peer 0 for lost."""
     with Beating(1, [(0, 1)], addresses, silence=1.0) as one:
         one.beats.start()
         one.wait_until(lambda g: g.sender == 0)
         pipe.send("beats")
         pipe.recv()
-        pipe.send(str(one.beats.absence(0)))
-        pipe.recv()
+        woken = time.monotonic()
+        with pytest.raises(PeerLostError):
+            Mailbox(TERMS, [(0, 1)]).take(1, 0, 0, 0, PATIENCE, one.beats.absence)
+        pipe.send(time.monotonic() - woken)
 
 
-def test_a_process_that_is_woken_after_a_long_stop_takes_nobody_for_lost(tmp_path):
+def test_a_process_that_is_woken_after_a_long_stop_grants_a_fresh_silence(tmp_path):
     addresses = {i: unix_address("run", i, tmp_path) for i in range(2)}
-    with Beating(0, [(0, 1)], addresses) as zero:
-        child, pipe = process(stop_itself_and_look, addresses)
-        try:
+    child, pipe = process(be_stopped_and_look, addresses)
+    try:
+        with Beating(0, [(0, 1)], addresses):
             assert pipe.poll(PATIENCE)
             assert pipe.recv() == "beats"
             os.kill(child.pid, signal.SIGSTOP)
-            pipe.send("look")  # read as soon as it is woken
-            # Time, not a state, is what this is about: longer than the stopped one's silence.
-            with pytest.raises(ExchangeTimeoutError):
-                Mailbox(TERMS, [(1, 0)]).take(0, 1, 0, 0, 1.5)
-            os.kill(child.pid, signal.SIGCONT)
-            assert pipe.poll(PATIENCE)
-            assert pipe.recv() == "None"
-            pipe.send("end")
-            child.join(PATIENCE)
-            assert child.exitcode == 0
-            assert zero.heard
-        finally:
-            child.kill()
-            child.join(PATIENCE)
-            child.close()
-            pipe.close()
+        # Peer 0 has gone: whoever counts the stop as a silence finds so at once.
+        pipe.send("look")  # read as soon as it is woken
+        # Time, not a state, is what this is about: longer than the stopped one's silence.
+        with pytest.raises(ExchangeTimeoutError):
+            Mailbox(TERMS, [(1, 0)]).take(0, 1, 0, 0, 1.5)
+        os.kill(child.pid, signal.SIGCONT)
+        assert pipe.poll(PATIENCE)
+        assert pipe.recv() > 0.5
+        child.join(PATIENCE)
+        assert child.exitcode == 0
+    finally:
+        child.kill()
+        child.join(PATIENCE)
+        child.close()
+        pipe.close()
     assert multiprocessing.active_children() == []

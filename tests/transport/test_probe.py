@@ -131,6 +131,8 @@ def test_a_peer_whose_only_neighbour_refused_it_waits_for_that_neighbours_probe(
         theirs = pool.submit(refused)
         with neighbour._changed:
             assert neighbour._changed.wait_for(lambda: 0 in neighbour._refused, PATIENCE)
+        with pytest.raises(TimeoutError):
+            theirs.result(0.5)  # it stays
         [report] = neighbour.probe(PATIENCE)
         assert "WRONG_RUN" in report.error
         assert "WRONG_RUN" in theirs.result()[0].error
