@@ -31,6 +31,9 @@ OWN_FILES = (FILE, "results.partial", PREFLIGHT_FILE, "preflight.partial", "repr
 _OF_A_PEER = re.compile(r"peer-\d+\..*")
 """Names of a run's files in :data:`PEERS`."""
 
+_BEGINNING = re.compile(rb'\s*\{\s*"schema":\s*"p2pft\.results/')
+"""How results begin."""
+
 _LATEST = 2.0**36
 """The latest time of a file, Unix seconds, far in the future: calendars do not go on for ever."""
 
@@ -89,7 +92,7 @@ def is_run(folder: Path) -> bool:
     if any(itertools.chain(*found, server.glob("iteration-*.safetensors"))):
         return True
     # Other programs have a results.json, too.
-    if str(_key(folder / FILE, "schema")).startswith("p2pft.results/"):
+    if str(_key(folder / FILE, "schema")).startswith("p2pft.results/") or _cut_off(folder / FILE):
         return True
     return _key(folder / PREFLIGHT_FILE, "run") == split_name(folder.name)[1]
 
@@ -102,6 +105,14 @@ def _key(path: Path, key: str) -> object:
         return read_object(path.read_bytes(), path).get(key)
     except (OSError, DataError):
         return None
+
+
+def _cut_off(path: Path) -> bool:
+    """Tell whether a file begins as results do, whatever became of the rest."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return _BEGINNING.match(file.read(100)) is not None
 
 
 def runs_in(above: Path) -> list[RunRecord]:

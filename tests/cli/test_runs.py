@@ -190,6 +190,7 @@ def test_a_pipe_in_place_of_results_does_not_hold_the_list_up(runs):
     "text",
     [
         '{"schema": "p2pft.results/1"}',
+        '{\n "schema": "p2pft.results/2",\n "status": "completed",\n "su',
         '{"schema": "p2pft.results/1", "status": "completed", "peers": 3, "summary": []}',
         '{"schema": "p2pft.results/1", "status": 7}',
         '{"schema": "p2pft.results/9", "status": "completed"}',
