@@ -159,10 +159,10 @@ class Carrier:
         Exception
             The error that ``patience`` returned.
         """
-        through = time.monotonic()  # when a call last got through, even if answered "later"
+        stuck = 0.0  # seconds of trying since a call last got through, even if answered "later"
         corrupted = 0
         while True:
-            call = self.call(payload)
+            call, begun = self.call(payload), time.monotonic()
             raw = None
             try:
                 if isinstance(first, ExchangeError):
@@ -175,8 +175,6 @@ class Carrier:
                 return
             altered = isinstance(failure, CorruptedError)
             corrupted += altered
-            if raw is not None and not altered:
-                through = time.monotonic()
             if not altered and not self._may_pass(failure):
                 raise failure
             if corrupted >= _CORRUPTED:
@@ -187,9 +185,13 @@ class Carrier:
                     f"a payload arrived altered {corrupted} times, which is no accident",
                     "what alters bytes on the way there, a memory, a network card or somebody?",
                 )
-            await asyncio.sleep(_PAUSE if altered or isinstance(failure, _NOT_YET) else _LONG_PAUSE)
+            pause = _PAUSE if altered or isinstance(failure, _NOT_YET) else _LONG_PAUSE
+            await asyncio.sleep(pause)
             self.ask(payload)
-            self._look_at_link(payload, call, failure, time.monotonic() - through)
+            # No try is longer than this; a process that was stopped meanwhile (SIGSTOP) did not try.
+            tried = min(time.monotonic() - begun, call.deadline + pause)
+            stuck = 0.0 if raw is not None and not altered else stuck + tried
+            self._look_at_link(payload, call, failure, stuck)
 
     async def deliver(self, payload: Payload, call: Call) -> bytes:
         """Send a payload once, and return the answer's bytes."""
@@ -236,7 +238,7 @@ class Carrier:
         Raises
         ------
         EdgeBrokenError
-            When nothing has got through for ``stuck`` seconds, and that is too long.
+            When nothing has got through in ``stuck`` seconds of trying, and that is too long.
         """
         size = len(payload.body)
         if self.patience is not None and stuck >= 2 * self.deadlines.longest:

@@ -197,6 +197,18 @@ def test_an_edge_that_alters_every_payload_is_given_up_as_broken():
         assert mailbox.refused == {"CORRUPT": 10}
 
 
+def test_the_time_in_which_the_sender_itself_was_stopped_is_not_held_against_the_link(tmp_path, monkeypatch):
+    address = unix_address("run", 1, tmp_path)
+    with Counting(SMALL, address, timeout=0.2, longest=PATIENCE) as links:
+        # By this clock an hour passes in each call, which has 0.2 s.
+        monkeypatch.setattr(payloads, "time", SimpleNamespace(monotonic=lambda: 3600.0 * len(links.calls)))
+        links.send(0, 0, 0, vector(SMALL))
+        links.wait_for(3)
+        with receiver(SMALL, address) as (mailbox, _):
+            assert mailbox.take(1, 0, 0, 0, PATIENCE).vector[-1] == 1
+            links.flush(PATIENCE)
+
+
 # A receiver that ends, and calls that fail in no known way
 
 
