@@ -29,6 +29,7 @@ from p2pft_flower.flower.resume import by_id
 from p2pft_flower.report.collected import collect_results, find_peers
 from p2pft_flower.report.results import (
     FILE,
+    PEERS,
     SCHEMA,
     default_output_dir,
     head,
@@ -276,11 +277,14 @@ def _values(
 
 def _known_of(folder: Path, run: str, config: dict[str, Any], error: str) -> dict[str, Any]:
     """Return what the journals in ``folder`` say of a run that was given up; without journals, its head."""
-    try:
-        return collect_results(find_peers([folder], run), given_up=error)
-    except DataError as problem:
-        typer.echo(f"of the peers nothing is known: {problem}", err=True)
-        return {**head("stopped", run, config), "views": None, "error": error, "config": config}
+    told = "the run was ended before its peers had begun"
+    if any((folder / PEERS).glob("peer-*.jsonl")):
+        try:
+            return collect_results(find_peers([folder], run), given_up=error)
+        except DataError as problem:
+            told = f"of the peers nothing is known: {problem}"
+    typer.echo(told, err=True)
+    return {**head("stopped", run, config), "views": None, "error": error, "config": config}
 
 
 def _record_given_up(values: Mapping[str, Any], started: str | None) -> None:

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from p2pft_flower.cli import app
+from p2pft_flower.cli import app, run
 from p2pft_flower.cli.flwr_run import Ended
 from p2pft_flower.cli.run import RunStoppedError, execute_or_record
 from p2pft_flower.errors import P2PFTError
 from p2pft_flower.flower.logs import status_in, status_line
-from p2pft_flower.report.results import SCHEMA, write_results
+from p2pft_flower.report.results import SCHEMA, read_results, write_results
 from tests.commands import CliRunner
 from tests.flower.engine import run_app
 
@@ -150,3 +150,17 @@ def test_a_run_of_a_table_that_failed_after_it_wrote_results_has_failed(
     values = {"output-dir": str(tmp_path), "algorithm": "p2pft"}
     results = execute_or_record(values, connection=None, environment=None, verbose=False)
     assert (results["status"], results["error"]) == (told, "the processes could not be ended")
+
+
+@pytest.mark.parametrize(
+    ("journal", "told"),
+    [(None, "before its peers had begun"), ("{", "of the peers nothing is known: ")],
+)
+def test_a_run_that_was_ended_before_anything_is_known_of_its_peers_says_so(journal, told, tmp_path, capsys):
+    (tmp_path / "peers").mkdir()
+    if journal is not None:
+        (tmp_path / "peers" / "peer-0.jsonl").write_text(journal)
+    run._record_given_up({"output-dir": str(tmp_path)}, "17")
+    assert told in capsys.readouterr().err
+    results = read_results(tmp_path)
+    assert (results["status"], results["run"]) == ("stopped", "17")

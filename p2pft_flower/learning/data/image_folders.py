@@ -92,7 +92,8 @@ def folder(path: str, *, site: bool = False) -> Dataset:
     _log_passed_over(root, passed_over, outside)
     check_same_files(root, classes, train, test)
     hidden = passed_over.hidden
-    line = f"{root}: hidden files and folders, {hidden.total()} in all, are passed over: {some_names([*hidden])}"
+    names = some_names([*hidden])
+    line = f"{root}: hidden files and folders, {hidden.total()} in all, are passed over: {names}"
     return Dataset(f"folder:{path}", tuple(classes), train, test, line if hidden else "")
 
 

@@ -63,7 +63,9 @@ def test_what_systems_leave_behind_is_no_class_and_no_image(path, part, folder):
     assert after.classes == before.classes
     for split in ("train", "test"):
         assert getattr(after, split).files == getattr(before, split).files
-    assert f"hidden files and folders, 3 in all, are passed over: {path.partition('/')[0]}" in after.passed_over
+    assert (
+        f"hidden files and folders, 3 in all, are passed over: {path.partition('/')[0]}" in after.passed_over
+    )
     assert not before.passed_over
 
 
