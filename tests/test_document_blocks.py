@@ -144,6 +144,7 @@ NOT_RUN = {
         "pip install -e '.[clip]'": WEIGHTS,
         'echo \'{"0": "zero", "1": "one", "2": "two", "3": "three", "4": "four",': MINUTES,
         "p2pft text-embeddings digits.safetensors text-tower=glyph_clip_8 class-names=dig": KEPT,
+        'model, classes = load_export("export/peer-0.safetensors")': KEPT,
     },
     "docs/dashboard.md": {"p2pft dashboard": RUNNING, "ssh -L 8265:127.0.0.1:8265 gpu3": "another machine"},
     "docs/features.md": {

@@ -33,7 +33,15 @@ from p2pft_flower.typed import plain
 if TYPE_CHECKING:
     from p2pft_flower.learning.tails import Tail
 
-__all__ = ["ClassNames", "TextEmbeddings", "TextTower", "evaluate", "tail_files", "texts_elsewhere"]
+__all__ = [
+    "ClassNames",
+    "Prompts",
+    "TextEmbeddings",
+    "TextTower",
+    "evaluate",
+    "tail_files",
+    "texts_elsewhere",
+]
 
 TextEmbeddings: TypeAlias = Annotated[
     Path | None, typer.Option(help="The run's file of text embeddings, at another place.")
@@ -43,6 +51,9 @@ TextTower: TypeAlias = Annotated[
 ]
 ClassNames: TypeAlias = Annotated[
     Path | None, typer.Option(help="The run's file of class names, at another place.")
+]
+Prompts: TypeAlias = Annotated[
+    Path | None, typer.Option(help="The run's file of templates, at another place.")
 ]
 
 
@@ -67,6 +78,7 @@ def evaluate(
     text_embeddings: TextEmbeddings = None,
     text_tower: TextTower = None,
     class_names: ClassNames = None,
+    prompts: Prompts = None,
     zero_shot: Annotated[
         bool, typer.Option("--zero-shot", help="Score θ^0, before any training; with head=text: zero-shot.")
     ] = False,
@@ -101,7 +113,7 @@ def evaluate(
         wanted = Wanted(_level(ci_level) if ci else None, predictions)
         files = [file for path in paths for file in tail_files(folder_named(path))]
         own = [file for file in files if is_own_tail(file)]
-        texts = texts_elsewhere(text_embeddings, text_tower, class_names)
+        texts = texts_elsewhere(text_embeddings, text_tower, class_names, prompts)
         if own and (zero_shot or texts):
             given = "--zero-shot" if zero_shot else f"--{min(texts).replace('_', '-')}"
             raise ConfigError(f"{own[0]}: {given} does not apply to a tail of a problem of your own")
@@ -192,13 +204,16 @@ def _place(score: dict[str, Any]) -> tuple[Path, str, bool | None]:
     return Path(score["tail"]).parent, score["dataset"], score["same_images"]
 
 
-def texts_elsewhere(embeddings: Path | None, tower: str | None, names: Path | None) -> dict[str, str]:
+def texts_elsewhere(
+    embeddings: Path | None, tower: str | None, names: Path | None, prompts: Path | None
+) -> dict[str, str]:
     """Return the settings on texts that replace those of a tail's run, as :func:`load_tails` takes them."""
     file = None if embeddings is None else str(embeddings.expanduser().absolute())
     given = {
         "text_embeddings": "" if file is None and tower is not None else file,  # a file would count first
         "text_tower": tower,
         "class_names": None if names is None else str(names.expanduser().absolute()),
+        "prompts": None if prompts is None else str(prompts.expanduser().absolute()),
     }
     return {key: value for key, value in given.items() if value is not None}
 

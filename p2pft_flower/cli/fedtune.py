@@ -6,9 +6,11 @@ import contextlib
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import numpy as np
 import typer
 
 from p2pft_flower.cli.completion import complete_settings
@@ -289,6 +291,10 @@ def _by_source(words: Sequence[str], quick: bool) -> dict[str, dict[str, Any]]:
 def _tunes(name: str, values: Mapping[str, Any], text: str | None, quick: bool) -> tuple[str, ...]:
     """Return a source's ways of tuning."""
     has_text = bool(values.get("text-embeddings") or values.get("text-tower"))
+    if not has_text and (unread := [key for key in TEXT_KEYS if values.get(key)]):
+        raise ConfigError(
+            f"{name}.{unread[0]} = {values[unread[0]]!r}: it is read with {name}.text-tower=NAME alone"
+        )
     if text:
         tunes = _names(f"--{name}-tunes", text)
     elif str(values.get("dataset", "")).startswith("features:"):
@@ -339,7 +345,7 @@ def _arm(name: str, values: dict[str, Any], design: Design) -> Arm:
         name,
         {key: value for key, value in {**config.to_mapping(), **text}.items() if key in TAKEN},
         _weights(workload),
-        _digests(config, text),
+        _digests(workload, text),
         len(holdings.classes),
         len(holdings.dataset.train),
         len(holdings.test_positions),
@@ -361,21 +367,22 @@ def _weights(workload: Workload) -> str:
     return Path(chosen).name
 
 
-def _digests(config: RunConfig, text: Mapping[str, Any]) -> dict[str, str]:
-    """Return the SHA-256 of each file that the settings of a source name."""
-    learning = config.learning
+def _digests(workload: Workload, text: Mapping[str, Any]) -> dict[str, str]:
+    """Return the SHA-256 of each file that the settings of a source name, and a digest of its samples."""
+    from p2pft_flower.learning.data.data_digest import images_digest
     from p2pft_flower.learning.model.model_facts import light_digest, text_facts
 
+    learning, data = workload.config, workload.holdings.dataset
+    parts = {"train": data.train, "test": data.test}
+    samples = {name: images_digest(part, np.arange(len(part)), data.classes) for name, part in parts.items()}
+    found = {"dataset": light_digest(samples)}
     files = {
         "weights": learning.weights,
         **{key: text.get(key, "") for key in ("text-embeddings", "class-names")},
     }
-    if learning.of_features:
-        files["dataset"] = learning.dataset.removeprefix("features:")
-    found = {}
     if text:  # also the tower and the templates, which runs with texts depend on
-        texts = RunConfig.from_mapping({**config.to_mapping(), "head": "text", **text}).learning
-        found["texts"] = light_digest(text_facts(texts))
+        settings = {key.replace("-", "_"): value for key, value in text.items()}
+        found["texts"] = light_digest(text_facts(replace(learning, head="text", **settings)))
     for key, path in files.items():
         if path and path not in ("none", "pretrained"):
             with Path(path).open("rb") as file:

@@ -304,7 +304,9 @@ class Study:
         where = f"{cell.source}, {cell.tune}, {cell.split}, {shots_name(cell.shots)} images a class"
         end = done.error if done.accuracy is None else f"accuracy {100 * done.accuracy:.1f} %"
         left = "kept" if done.kept else f"about {duration(self._time_left())} left"
-        self._tell(f"[{left}] {where}, {METHODS[cell.method]}, {what}: {end}")
+        chosen, made = len(self.rates), sum(run.status != "not run" for run in self.runs.values())
+        place = f"rates {chosen}/{len(self._choices)}, runs {made}/{len(self.runs)}"
+        self._tell(f"[{place}, {left}] {where}, {METHODS[cell.method]}, {what}: {end}")
 
     def _time_left(self) -> float:
         """Return the seconds that the missing runs will take, from those of the same way or source."""

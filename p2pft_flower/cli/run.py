@@ -167,10 +167,12 @@ def execute(
             ) from None
         if ended.completed and not simulated and told is not None:
             return Finished(*told)
-        late = f"{RAY_LATE}. Of" if any(mark in ended.output for mark in RAYS_TIMEOUTS) else "Of"
+        failed = f"run {ended.run_id} ended as {ended.status} and left no results here"
+        if any(mark in ended.output for mark in RAYS_TIMEOUTS):
+            raise P2PFTError(f"{failed}. {RAY_LATE} (--verbose shows Flower's own log)") from None
+        logged = _first_error(ended.output)
         raise P2PFTError(
-            f"run {ended.run_id} ended as {ended.status} and left no results here. {late} what Flower logged "
-            f"(--verbose shows all as it comes):\n{_first_error(ended.output)}"
+            f"{failed}. Of what Flower logged (--verbose shows all as it comes):\n{logged}"
         ) from None
     if results["status"] == "stopped" or ended.status == FLOWER_STOPPED:
         why = results["error"] or "flwr stop came when its results were there"

@@ -330,7 +330,7 @@ class Keeper:
         if about.model_digest != self._model_digest:
             raise DataError(
                 f"{cannot} model digest is {about.model_digest} in the checkpoint, {self._model_digest} now "
-                f"({path}); give it the same weights"
+                f"({path}); give it the same weights, and with head = text the same texts"
             )
         return checkpoint, about, digest
 

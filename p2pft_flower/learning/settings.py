@@ -26,7 +26,7 @@ from p2pft_flower.learning.model.devices import check_device
 from p2pft_flower.learning.model.model_facts import require_class_texts
 from p2pft_flower.learning.model.model_names import check_model_name, check_weights
 from p2pft_flower.learning.model.model_sizes import check_sizes
-from p2pft_flower.learning.model.text_embeddings import read_text_embeddings
+from p2pft_flower.learning.model.text_embeddings import embeddings_for
 from p2pft_flower.learning.model.tower_names import (
     check_tower_model,
     check_tower_name,
@@ -85,6 +85,15 @@ def check_learning(config: LearningConfig, n: int, *, pooled: bool) -> None:
 
 def _check_texts(config: LearningConfig) -> None:
     """Refuse settings of texts that are wrong on every machine."""
+    told = {"text-tower": config.text_tower, "class-names": config.class_names}
+    told["prompts"] = "" if config.prompts == LearningConfig.prompts else config.prompts
+    beside = [f"{key} = {value!r}" for key, value in told.items() if value]
+    if config.text_embeddings and beside:
+        raise ConfigError(
+            f"text-embeddings = {config.text_embeddings!r} with {', '.join(beside)}: the file holds the "
+            "classes' embeddings, so nothing would read the others: leave them out; a file of one site alone "
+            "belongs into its --node-config"
+        )
     if config.head == "text" and not config.of_features:
         check_tower_model(config.model)
     if config.text_tower:
@@ -152,7 +161,7 @@ def _require_features(config: LearningConfig, n: int) -> None:
 
     data = load_sites(config.dataset, range(n)).dataset if config.sited else load_dataset(config.dataset)
     if config.text_embeddings:
-        read_text_embeddings(config.text_embeddings, data.classes, data.width)
+        embeddings_for(config, data.classes, data.width)
 
 
 def check_ranges(config: LearningConfig, n: int) -> None:

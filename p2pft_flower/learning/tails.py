@@ -177,8 +177,8 @@ def load_tails(
 ) -> list[Tail]:
     """Read several tails as :func:`load_tail` does; tails with equal settings share one workload.
 
-    ``texts`` are values of ``text_embeddings``, ``text_tower`` and ``class_names`` that replace those of the
-    tails' run.
+    ``texts`` are values of ``text_embeddings``, ``text_tower``, ``class_names`` and ``prompts`` that replace
+    those of the tails' run.
     """
     workloads: dict[Any, Workload] = {}
     tails = []
@@ -214,6 +214,7 @@ def load_tails(
                     "text-embeddings": config.text_embeddings,
                     "text-tower": config.text_tower,
                     "class-names": config.class_names,
+                    "prompts": config.prompts if config.text_tower else "",
                 }
                 named = ", ".join(f"{key} = {value!r}" for key, value in source.items() if value)
                 raise DataError(

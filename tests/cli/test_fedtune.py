@@ -16,6 +16,7 @@ from p2pft_flower.host.exchange import DivergedError
 from p2pft_flower.lab.trials import TrialOutcome
 from p2pft_flower.report.fedtune_findings import group_of
 from tests.commands import CliRunner
+from tests.letters import write_letters
 
 BEST_HELD_OUT, BEST_ON_TEST = 0.1, 0.003
 
@@ -167,6 +168,18 @@ def test_runs_with_other_settings_are_neither_mixed_in_nor_removed(trials, tmp_p
     assert list(tmp_path.glob("runs/vision/**/*seed-0.json"))
 
 
+def test_runs_on_other_images_of_the_same_number_are_not_mixed_in(trials, tmp_path):
+    folder, out = write_letters(tmp_path / "letters"), tmp_path / "out"
+    words = (*SMALL, "--seeds", "0", f"vision.dataset=folder:{folder}")
+    assert fedtune(out, *words).exit_code == 0
+    trials.asked.clear()
+    one, other = sorted((folder / "train").iterdir())[:2]
+    one.rename(folder / "moved")
+    other.rename(one)
+    (folder / "moved").rename(other)
+    refused(fedtune(out, *words), "SHA-256 of dataset", trials)
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -191,6 +204,7 @@ def test_runs_with_other_settings_are_neither_mixed_in_nor_removed(trials, tmp_p
             "the ways text, text+TUNE and text-prompt:N need vision.text-embeddings=/path or",
         ),
         (["--vision-language-tunes", "head"], "no such source is given, as vision-language.dataset=…"),
+        (["vision.prompts=a {}."], "vision.prompts = 'a {}.': it is read with vision.text-tower=NAME alone"),
         (["vision.dataset=folder:/nowhere"], "dataset folder '/nowhere' does not exist"),
         (["vision.weights=/nowhere/w.pth"], "weights = '/nowhere/w.pth'"),
         (["vision-language.dataset=features:/nowhere.npz"], "there is no such file"),

@@ -67,7 +67,7 @@ def test_four_peers_learn_the_names_of_digits_from_where_the_texts_are(names, tm
     assert (made["classes"], made["numbers"], made["first"]) == (10, 32, "a photo of a zero.")
     by_file = ["--json", tmp_path / "run", "--text-embeddings", tmp_path / "t.safetensors"]
     assert invoke("evaluate", *by_file) == invoke("evaluate", "--json", tmp_path / "run")
-    given = texts_elsewhere(None, GLYPH_CLIP, None)
+    given = texts_elsewhere(None, GLYPH_CLIP, None, None)
     assert given == {"text_tower": GLYPH_CLIP, "text_embeddings": ""}  # a site's file does not count first
     names.unlink()
     scored = invoke("evaluate", "--json", tmp_path / "run", "--text-embeddings", tmp_path / "t.safetensors")

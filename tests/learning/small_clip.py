@@ -1,4 +1,4 @@
-"""The embedded CLIP's image tower as an architecture of timm's registry, built and filtered by timm."""
+"""Image towers in timm's registry, built and filtered by timm: the embedded CLIP's, and one as SigLIP's."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ _CFG = {
     **{"interpolation": "bicubic", "classifier": "head", "first_conv": "patch_embed.proj"},
 }
 
-default_cfgs = generate_default_cfgs({"small_clip_tower.letters": _CFG})
+_SIGLIP = {**_CFG, "num_classes": 0}
+default_cfgs = generate_default_cfgs({"small_clip_tower.letters": _CFG, "small_siglip_tower.none": _SIGLIP})
 
 
 def register():
-    """Register the architecture, once."""
+    """Register the architectures, once."""
     if timm.is_model("small_clip_tower"):
         return
 
@@ -34,5 +35,13 @@ def register():
             **{**sizes, "pre_norm": True, "norm_layer": partial(nn.LayerNorm, eps=1e-5), **options},
         )
 
-    small_clip_tower.__module__ = __name__
-    register_model(small_clip_tower)
+    def small_siglip_tower(pretrained=False, **options):
+        sizes = {"img_size": 8, "patch_size": 4, "embed_dim": 12, "depth": 2, "num_heads": 2}
+        own = {"class_token": False, "global_pool": "map"}
+        return build_model_with_cfg(
+            VisionTransformer, "small_siglip_tower", pretrained, **{**sizes, **own, **options}
+        )
+
+    for architecture in (small_clip_tower, small_siglip_tower):
+        architecture.__module__ = __name__
+        register_model(architecture)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 from dataclasses import replace
@@ -21,12 +22,17 @@ from p2pft_flower.learning.exports import load_export, write_export
 from p2pft_flower.learning.model.class_texts import ClassTexts, class_texts, read_prompts
 from p2pft_flower.learning.model.embedded.glyph_clip import create_glyph_clip, glyph_clip_tower
 from p2pft_flower.learning.model.heads import CosineHead, TowerHead
-from p2pft_flower.learning.model.model_facts import light_digest, model_facts, require_class_texts
+from p2pft_flower.learning.model.model_facts import (
+    light_digest,
+    model_facts,
+    require_class_texts,
+    text_facts,
+)
 from p2pft_flower.learning.model.models import create_image_tower
 from p2pft_flower.learning.model.text_embeddings import read_text_embeddings, write_text_embeddings
 from p2pft_flower.learning.model.text_heads import text_classifier
 from p2pft_flower.learning.model.text_tower import load_tower
-from p2pft_flower.learning.model.tower_names import GLYPH_CLIP, GLYPH_CLIP_FOLDER
+from p2pft_flower.learning.model.tower_names import GLYPH_CLIP, GLYPH_CLIP_FOLDER, check_tower_model
 from p2pft_flower.learning.settings import check_learning, require_here
 from p2pft_flower.learning.tails import Tail
 from p2pft_flower.learning.workload import Workload
@@ -115,6 +121,15 @@ def test_the_start_of_a_learned_prompt_is_the_templates_words(names):
     assert np.array_equal(
         each.theta0.reshape(10, 4, 16), np.tile(prompt.theta0.reshape(1, 4, 16), (10, 1, 1))
     )
+
+
+@pytest.mark.parametrize("prompts", ["the {}.", "photo of {}.", "a photo of {}.", "see a {}, a kind of {}."])
+@pytest.mark.parametrize("tune", ["text-prompt", "text-prompt-class"])
+def test_a_context_of_as_many_vectors_as_words_before_the_name_begins_at_zero_shot(prompts, tune, names):
+    number = len(prompts.partition("{}")[0].split())
+    head, _ = text_classifier(config(names, tune=f"{tune}:{number}", prompts=prompts), CLASSES, 32)
+    expected = load_tower(GLYPH_CLIP).rows(class_texts(str(names), prompts, CLASSES))
+    assert torch.allclose(nn.functional.normalize(head.rows(), dim=1), expected, atol=1e-6)
 
 
 def test_the_payload_of_a_learned_prompt_is_small(names):
@@ -237,6 +252,27 @@ def test_where_rows_come_from_counts_and_their_roundings_do_not(names, tmp_path,
     assert len(set(light.values())) == 3
 
 
+def test_a_sites_file_of_other_texts_than_the_runs_is_refused_as_far_as_these_are_here(names, tmp_path):
+    file = tmp_path / "t.safetensors"
+    tower, texts = load_tower(GLYPH_CLIP), class_texts(str(names), "a photo of a {}.", CLASSES[::-1])
+    write_text_embeddings(file, CLASSES, tower.rows(texts).numpy(), tower.scale, tower.digest, texts)
+    other = config(names, text_embeddings=str(file))
+    message = "was made of other names or templates than this run's, whose first text is 'a photo of a zero.'"
+    with pytest.raises(DataError, match=message):
+        text_classifier(other, CLASSES, 32)
+    with pytest.raises(DataError, match=message):
+        require_class_texts(other, CLASSES)
+    text_classifier(replace(other, class_names=str(tmp_path / "elsewhere.json")), CLASSES, 32)
+
+
+def test_a_run_has_one_source_of_texts(names, tmp_path):
+    alone = config(names, text_tower="", class_names="", text_embeddings=f"{tmp_path}/t.npz")
+    check_learning(alone, 4, pooled=False)
+    for more in ({"text_tower": GLYPH_CLIP}, {"class_names": str(names)}, {"prompts": "a {}"}):
+        with pytest.raises(ConfigError, match=f"{min(more).replace('_', '-')} = .*nothing would read"):
+            check_learning(replace(alone, **more), 4, pooled=False)
+
+
 def test_a_changed_file_of_embeddings_is_refused(names, tmp_path):
     file = tmp_path / "t.safetensors"
     tower, texts = load_tower(GLYPH_CLIP), class_texts(str(names), "a photo of a {}.", CLASSES)
@@ -259,6 +295,7 @@ def test_a_changed_file_of_embeddings_is_refused(names, tmp_path):
         ('["zero"]', "must be one object such as"),
         (json.dumps(dict.fromkeys(CLASSES, "one")), "more than one class is called one; texts cannot tell"),
         ('{"0": 0}', "must be one object such as"),
+        ('{"0": "zero", "1": "one", "0": "nought"}', "more than once there: 0"),
         ("{", "cannot be read as JSON"),
     ],
 )
@@ -365,10 +402,99 @@ def test_a_tower_of_open_clips_other_kind_embeds_and_takes_a_learned_prompt(name
         assert torch.allclose(nn.functional.normalize(prompt.rows(), dim=1), expected, atol=1e-5)
 
 
+def test_a_tower_that_pools_into_the_space_of_texts_itself_is_taken(names, tmp_path):
+    """As SigLIP's: no projection behind the pooling, and a bias of all logits, which no answer depends on."""
+    from tests.learning import small_clip
+
+    small_clip.register()
+    sizes = {"context_length": 24, "vocab_size": 49408, "width": 8, "heads": 2, "layers": 1}
+    vision = {"image_size": 8, "layers": 1, "width": 16, "head_width": 8, "patch_size": 4}
+    made = {"embed_dim": 12, "custom_text": True, "init_logit_bias": -10.0}
+    made |= {"vision_cfg": vision, "text_cfg": sizes}
+    model = open_clip.model.CustomTextCLIP(12, dict(vision), dict(sizes), init_logit_bias=-10.0).eval()
+    (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": made, "preprocess_cfg": {}}))
+    save_file(model.state_dict(), tmp_path / "open_clip_model.safetensors")
+    settings = config(
+        names, model="small_siglip_tower", weights="none", text_tower=f"local-dir:{tmp_path}", tune="head"
+    )
+    workload = Workload(settings, 4)
+    images = torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(0)).expand(-1, 3, -1, -1)
+    with torch.inference_mode():
+        embedded = nn.functional.normalize(create_image_tower("small_siglip_tower", "none", 0)(images), dim=1)
+        tokens = open_clip.SimpleTokenizer(context_length=24)([f"a photo of a {name}." for name in DIGITS])
+        expected = model.logit_scale.exp() * embedded @ model.encode_text(tokens, normalize=True).T
+        assert torch.allclose(workload.model(images), expected, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("model", "taken"),
+    [
+        ("vit_base_patch16_siglip_224.v2_webli", True),
+        ("vit_base_patch16_siglip_gap_224.v2_webli", False),
+        ("vit_so400m_patch14_siglip_gap_448.pali2_3b_pt", False),
+        ("naflexvit_base_patch16_siglip", True),
+        ("naflexvit_base_patch16_radio_v3", False),
+        ("eva02_base_patch16_clip_224.merged2b", True),
+        ("vit_pe_core_base_patch16_224.fb", True),
+        ("vit_base_patch16_dinov3.lvd1689m", False),
+    ],
+)
+def test_image_towers_are_known_by_their_names(model, taken):
+    with contextlib.nullcontext() if taken else pytest.raises(ConfigError, match="it is no image tower"):
+        check_tower_model(model)
+
+
 def test_a_text_that_the_tower_would_cut_off_is_refused():
     long = ClassTexts(("a very " * 40 + "long name",), ("{}",))
     with pytest.raises(DataError, match="has more than 32 tokens; use a shorter name or template"):
         load_tower(GLYPH_CLIP).rows(long)
+
+
+@pytest.mark.parametrize("tune", ["head", "text-prompt:4"])
+def test_names_that_the_tokenizer_cannot_tell_apart_are_refused(tune, tmp_path):
+    file = write_names(tmp_path / "names.json", ("Polish", "polish", *DIGITS[2:]))
+    with pytest.raises(DataError, match="'Polish' and 'polish' are the same to its tokenizer"):
+        text_classifier(config(file, tune=tune), CLASSES, 32)
+
+
+@pytest.mark.parametrize(
+    ("classes", "message"),
+    [(("sea_lion", "sea lion"), "more than one class is called sea lion"), (("cat", "_"), "is called ' '")],
+)
+def test_the_datasets_own_names_are_looked_at_too(classes, message):
+    with pytest.raises(DataError, match=f"class-names is not set, .*{message}"):
+        class_texts("", "a {}.", classes)
+
+
+def test_a_mark_of_the_byte_order_is_no_part_of_a_text(tmp_path):
+    (tmp_path / "prompts.txt").write_text("\ufeffthe {}\n", encoding="utf-8")
+    (tmp_path / "names.json").write_text('\ufeff{"0": "zero"}', encoding="utf-8")
+    found = class_texts(f"{tmp_path}/names.json", f"{tmp_path}/prompts.txt", ("0",))
+    assert found == ClassTexts(("zero",), ("the {}",))
+
+
+def test_a_text_that_a_tokenizer_cuts_off_is_found_where_it_pads_with_the_token_of_the_end(monkeypatch):
+    """As SigLIP's does."""
+    tower = load_tower(GLYPH_CLIP)
+
+    def tokenizer(texts, context_length):
+        rows = [[*map(ord, text[: context_length - 1]), 1] for text in texts]
+        return torch.tensor([row + [1] * (context_length - len(row)) for row in rows])
+
+    monkeypatch.setattr(tower, "_tokenizer", tokenizer)
+    assert tower.tokens(["x" * 31]).shape == (1, 32)
+    with pytest.raises(DataError, match="has more than 32 tokens"):
+        tower.tokens(["x" * 32])
+
+
+def test_a_tower_in_a_file_is_recognised_by_its_content(names, tmp_path):
+    file = tmp_path / "tower.safetensors"
+    found = []
+    for content in (b"one", b"two"):
+        file.write_bytes(content)
+        found.append(text_facts(config(names, text_tower=f"ViT-B-32:{file}"))["text-tower"])
+    assert found[0] != found[1]
+    assert str(tmp_path) not in found[0]
 
 
 def test_a_learned_prompt_begins_with_one_template(names):

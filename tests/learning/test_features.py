@@ -155,6 +155,15 @@ def test_the_documents_example_makes_a_file_that_is_read(tmp_path, monkeypatch):
     assert (len(found.train), len(found.test), found.width) == (160, 40, 16)
 
 
+def test_a_column_of_labels_is_no_label_that_samples_have_or_lack_unless_it_has_a_name(tmp_path):
+    held = {k: (a > 0).astype(int)[:, None] if k.endswith("labels") else a for k, a in arrays().items()}
+    np.savez(tmp_path / "f.npz", **held)
+    with pytest.raises(DataError, match=r"train.labels is \(30, 1\): a class a sample is \(30,\)"):
+        load_dataset(f"features:{tmp_path}/f.npz")
+    np.savez(tmp_path / "f.npz", **held, classes=np.array(["sick"]))
+    assert load_dataset(f"features:{tmp_path}/f.npz").classes == ("sick",)
+
+
 @pytest.mark.parametrize("ending", ["npz", "safetensors"])
 @pytest.mark.parametrize("content", [b"", b"no such format", b"PK\x03\x04 cut off"])
 def test_a_damaged_file_is_named(ending, content, tmp_path):
@@ -353,6 +362,42 @@ def test_embeddings_that_do_not_fit_are_named(change, classes, width, message, t
     with pytest.raises(DataError, match=message) as caught:
         read_text_embeddings(str(file), classes, width)
     assert str(file) in str(caught.value)
+
+
+def test_the_scale_of_a_safetensors_file_may_be_a_number_of_its_own(tmp_path):
+    file = tmp_path / "t.safetensors"
+    save_file(
+        {"embeddings": centres().astype(np.float32), "logit-scale": np.array([50.0], np.float32)},
+        file,
+        {"names": json.dumps(NAMES)},
+    )
+    assert read_text_embeddings(str(file), NAMES, WIDTH).scale == 50.0
+
+
+@pytest.mark.parametrize("place", ["array", "metadata"])
+def test_a_scale_by_the_name_of_clips_logarithm_is_refused(place, tmp_path):
+    file = tmp_path / "t.safetensors"
+    number, told = {"logit_scale": np.array([4.6])}, {"logit_scale": "4.6"}
+    save_file(
+        {"embeddings": centres(), **(number if place == "array" else {})},
+        file,
+        {"names": json.dumps(NAMES), **(told if place == "metadata" else {})},
+    )
+    with pytest.raises(DataError, match=r"logit_scale, which is a logarithm .* as logit-scale"):
+        read_text_embeddings(str(file), NAMES, WIDTH)
+
+
+def test_a_scale_that_looks_like_the_logarithm_is_told_of(tmp_path, caplog):
+    read_text_embeddings(str(write_text(tmp_path / "t.npz", scale=4.6052)), NAMES, WIDTH)
+    assert "logit-scale = 4.6052, where CLIP's models have about 100" in caplog.text
+
+
+def test_a_name_that_differs_unseen_is_told_of(tmp_path):
+    file = write_text(tmp_path / "t.npz")
+    with pytest.raises(
+        DataError, match="no embedding of the classes Dog; it differs from 'dog' only in case"
+    ):
+        read_text_embeddings(str(file), ("Dog",), WIDTH)
 
 
 def test_a_file_of_embeddings_is_looked_for_and_read_with_care(tmp_path):

@@ -36,7 +36,8 @@ class ArrayFile:
     names : tuple of str or None
         The list of names; None if the file has none.
     scale : float or None
-        The number ``logit-scale``; None if the file has none, or it was not asked for.
+        The number ``logit-scale``, an array or in the metadata; None if the file has none, or it was not
+        asked for.
     metadata : dict of str to str
         The metadata of a safetensors file; empty for an npz, which has none.
     """
@@ -94,7 +95,8 @@ def _safetensors(file: Path, wanted: Collection[str], names: str) -> ArrayFile:
         metadata = held.metadata() or {}
         arrays = {name: held.get_tensor(name) for name in held.keys() if name in wanted}  # noqa: SIM118
     told = _list(json.loads(metadata[names]), names) if names in metadata else None
-    scale = float(metadata[SCALE]) if SCALE in metadata and SCALE in wanted else None
+    number = arrays.pop(SCALE, metadata.get(SCALE)) if SCALE in wanted else None
+    scale = None if number is None else float(np.asarray(number, dtype=np.float64).item())
     return ArrayFile(arrays, told, scale, metadata)
 
 

@@ -125,6 +125,11 @@ def features(path: str, *, site: bool = False) -> Dataset:
 
 def _numbered(file: Path, labels: npt.NDArray[Any]) -> tuple[str, ...]:
     """Return the labels as names; each must have a training sample, so there are no more than samples."""
+    if labels.ndim == 2 and labels.shape[1] == 1:
+        raise DataError(
+            f"{file}: train.labels is {labels.shape}: a class a sample is ({len(labels)},), without the "
+            "second axis; one label that samples have or lack needs its name in classes"
+        )
     if labels.ndim == 2:
         return tuple(str(label) for label in range(labels.shape[1]))
     highest = int(labels.max(initial=0)) if labels.dtype.kind in "iu" and labels.size else 0

@@ -7,6 +7,7 @@ OpenAI's 80 templates for ImageNet; or the path of a text file with a template a
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ __all__ = [
     "ClassTexts",
     "check_prompts",
     "class_texts",
+    "class_texts_here",
     "read_class_names",
     "read_prompts",
 ]
@@ -100,9 +102,11 @@ def read_prompts(prompts: str) -> tuple[str, ...]:
         return tuple(template(PLACE) for template in OPENAI_IMAGENET_TEMPLATES)
     file = Path(prompts).expanduser()
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"prompts = {prompts!r}: cannot be read ({error})") from error
+        raise DataError(
+            f"prompts = {prompts!r}: cannot be read ({error}); give the file's place on this machine"
+        ) from error
     kept = [(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
     if not 1 <= len(kept) <= _MOST:
         raise DataError(
@@ -132,18 +136,22 @@ def read_class_names(path: str, classes: Sequence[str]) -> tuple[str, ...]:
     ConfigError
         When the path is not absolute.
     DataError
-        When the file cannot be read, is no object of texts, lacks a class, or calls two classes alike (the
-        message names them).
+        When the file cannot be read, is no object of texts or has a class twice, lacks a class, or a name is
+        blank or that of two classes (the message names them).
     """
     if not path:
-        return tuple(name.replace("_", " ") for name in classes)
+        told = "class-names is not set, so the classes' own names count, with spaces for underscores"
+        return _different(tuple(name.replace("_", " ") for name in classes), told)
     file = Path(path).expanduser()
     if not file.is_absolute():
         raise ConfigError(f"class-names = {path!r}: must be the absolute path of a JSON file")
     try:
-        told = json.loads(file.read_text(encoding="utf-8"))
+        told = json.loads(file.read_text(encoding="utf-8-sig"), object_pairs_hook=_each_once)
     except (OSError, ValueError, RecursionError) as error:
-        raise DataError(f"class-names = {path!r}: cannot be read as JSON ({error})") from error
+        raise DataError(
+            f"class-names = {path!r}: cannot be read as JSON ({error}); give the place of such a file on "
+            "this machine"
+        ) from error
     texts = isinstance(told, dict) and all(isinstance(name, str) and name.strip() for name in told.values())
     if not texts:
         raise DataError(
@@ -155,10 +163,25 @@ def read_class_names(path: str, classes: Sequence[str]) -> tuple[str, ...]:
             f"class-names = {path!r}: no name for the classes {some_names(absent)}"
             f"{did_you_mean(absent[0], list(told))}; the dataset's own classes are the object's keys"
         )
-    names = tuple(told[name].strip() for name in classes)
+    return _different(tuple(told[name].strip() for name in classes), f"class-names = {path!r}")
+
+
+def _each_once(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """Return the object of these keys and values; raise ValueError if a key is there twice."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"more than once there: {some_names([k for k in found if keys.count(k) > 1])}")
+    return found
+
+
+def _different(names: tuple[str, ...], source: str) -> tuple[str, ...]:
+    """Return ``names`` if none is blank or there twice; ``source`` says where they are from."""
+    if not all(name.strip() for name in names):
+        raise DataError(f"{source}: a class is called {' '!r}; give each a name that a text can have")
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise DataError(
-            f"class-names = {path!r}: more than one class is called {some_names(twice)}; texts cannot tell "
+            f"{source}: more than one class is called {some_names(twice)}; texts cannot tell "
             "such classes apart: give each a name of its own"
         )
     return names
@@ -167,3 +190,20 @@ def read_class_names(path: str, classes: Sequence[str]) -> tuple[str, ...]:
 def class_texts(class_names: str, prompts: str, classes: Sequence[str]) -> ClassTexts:
     """Return the texts of ``classes``; see :func:`read_class_names` and :func:`read_prompts`."""
     return ClassTexts(read_class_names(class_names, classes), read_prompts(prompts))
+
+
+def class_texts_here(class_names: str, prompts: str, classes: Sequence[str]) -> ClassTexts | None:
+    """Return the texts of ``classes``; None where this machine lacks a file for them, or open_clip.
+
+    Raises
+    ------
+    ConfigError, DataError
+        As :func:`class_texts`.
+    """
+    template = PLACE in prompts or prompts == IMAGENET
+    paths = [class_names, "" if template else prompts]
+    if any(path and not Path(path).expanduser().is_file() for path in paths):
+        return None
+    if prompts == IMAGENET and importlib.util.find_spec("open_clip") is None:
+        return None
+    return class_texts(class_names, prompts, classes)

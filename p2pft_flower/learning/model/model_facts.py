@@ -22,11 +22,12 @@ from p2pft_flower.errors import ConfigError
 from p2pft_flower.learning.model.class_texts import class_texts, read_prompts
 from p2pft_flower.learning.model.devices import GPUS, check_device
 from p2pft_flower.learning.model.model_names import EMBEDDED, check_model_name, check_weights, weights_file
-from p2pft_flower.learning.model.text_embeddings import read_text_embeddings, require_embeddings_file
+from p2pft_flower.learning.model.text_embeddings import embeddings_for, require_embeddings_file
 from p2pft_flower.learning.model.tower_names import (
     GLYPH_CLIP,
     GLYPH_CLIP_FOLDER,
     require_tower_here,
+    tower_file,
     tower_folder,
 )
 from p2pft_flower.plugins import is_reference, source_file
@@ -117,6 +118,8 @@ def text_facts(config: LearningConfig) -> dict[str, str]:
     tower = config.text_tower
     if folder is not None:
         tower = light_digest({f.name: _sha256(f) for f in sorted(folder.iterdir()) if f.is_file()})
+    elif (file := tower_file(tower)) is not None:
+        tower = f"{tower.partition(':')[0]}:{_sha256(file)}"
     names = config.class_names and _sha256(Path(config.class_names).expanduser())
     prompts = json.dumps(read_prompts(config.prompts))
     return {
@@ -145,7 +148,7 @@ def require_class_texts(config: LearningConfig, classes: Sequence[str], width: i
         When a class has no name or no embedding, or a file cannot be used; the message names it.
     """
     if config.text_embeddings:
-        read_text_embeddings(config.text_embeddings, classes, width)
+        embeddings_for(config, classes, width)
     elif config.text_tower:
         class_texts(config.class_names, config.prompts, classes)
 

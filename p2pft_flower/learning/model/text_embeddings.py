@@ -12,6 +12,7 @@ same rows but for roundings, as processors differ; so the origin is what peers c
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections.abc import Sequence
 from hashlib import sha256
@@ -23,19 +24,29 @@ import numpy.typing as npt
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
+from p2pft_flower.config import LearningConfig
 from p2pft_flower.errors import ConfigError, DataError, did_you_mean
 from p2pft_flower.learning.data.array_files import SCALE, SUFFIXES, ArrayFile, read_arrays
-from p2pft_flower.learning.data.names import some_names
-from p2pft_flower.learning.model.class_texts import ClassTexts
+from p2pft_flower.learning.data.names import differing_unseen, some_names
+from p2pft_flower.learning.model.class_texts import ClassTexts, class_texts_here
 
 __all__ = [
     "CLIP_SCALE",
     "TextRows",
+    "embeddings_for",
     "origin",
     "read_text_embeddings",
     "require_embeddings_file",
     "write_text_embeddings",
 ]
+
+log = logging.getLogger(__name__)
+
+LOGARITHM = "logit_scale"
+"""The name, in CLIP's models, of the parameter whose exponential is the factor of the cosine."""
+
+LEAST_USUAL = 10.0
+"""A factor of the cosine below this one is told of."""
 
 CLIP_SCALE = 100.0
 """exp of CLIP's learned temperature, at which its training clips it."""
@@ -133,6 +144,36 @@ def require_embeddings_file(path: str) -> Path:
     return file
 
 
+def embeddings_for(config: LearningConfig, classes: Sequence[str], width: int) -> TextRows:
+    """Return the classes' embeddings in the file of ``text-embeddings``, which the settings fit.
+
+    Parameters
+    ----------
+    config : LearningConfig
+        The settings. With ``text-tower`` the file is a site's own, in place of the run's tower.
+    classes, width
+        As for :func:`read_text_embeddings`.
+
+    Raises
+    ------
+    ConfigError, DataError
+        When :func:`read_text_embeddings` raises it, or the file is of other texts than the run's names and
+        templates, as far as these are on this machine.
+    """
+    found = read_text_embeddings(config.text_embeddings, classes, width)
+    made = found.origin.get("class texts")
+    if config.text_tower and made is not None:
+        texts = class_texts_here(config.class_names, config.prompts, classes)
+        if texts is not None and texts.digest != made:
+            example = texts.of(texts.templates[0])[0] if texts.names else ""
+            raise DataError(
+                f"text-embeddings = {config.text_embeddings!r}: the file was made of other names or "
+                f"templates than this run's, whose first text is {example!r}: make it anew with p2pft "
+                "text-embeddings, or give the run the file's class-names and prompts"
+            )
+    return found
+
+
 def read_text_embeddings(path: str, classes: Sequence[str], width: int) -> TextRows:
     """Return the classes' embeddings.
 
@@ -153,7 +194,12 @@ def read_text_embeddings(path: str, classes: Sequence[str], width: int) -> TextR
         is 0.
     """
     file = require_embeddings_file(path)
-    held = read_arrays(file, ("embeddings", SCALE), "names", "file of text embeddings")
+    held = read_arrays(file, ("embeddings", SCALE, LOGARITHM), "names", "file of text embeddings")
+    if LOGARITHM in {**held.arrays, **held.metadata}:
+        raise DataError(
+            f"{file}: it has {LOGARITHM}, which is a logarithm in CLIP's models: write its exponential, "
+            f"about 100, as {SCALE}"
+        )
     if "embeddings" not in held.arrays or held.names is None:
         raise DataError(f"{file}: a file of text embeddings has an array embeddings, and a list names")
     embeddings, names = held.arrays["embeddings"], held.names
@@ -171,8 +217,9 @@ def read_text_embeddings(path: str, classes: Sequence[str], width: int) -> TextR
     row = {name: i for i, name in enumerate(names)}
     if absent := [name for name in classes if name not in row]:
         raise DataError(
-            f"{file}: no embedding of the classes {some_names(absent)}{did_you_mean(absent[0], names)}; the "
-            "names there must be the dataset's own"
+            f"{file}: no embedding of the classes {some_names(absent)}"
+            f"{differing_unseen(absent[0], names) or did_you_mean(absent[0], names)}; the names there must "
+            "be the dataset's own"
         )
     found = embeddings[[row[name] for name in classes]].astype(np.float32)
     lengths = np.linalg.norm(found.astype(np.float64), axis=1)
@@ -182,6 +229,10 @@ def read_text_embeddings(path: str, classes: Sequence[str], width: int) -> TextR
     with np.errstate(over="ignore", under="ignore"):
         if not 0 < float(np.float32(scale)) < math.inf:
             raise DataError(f"{file}: logit-scale = {scale}: must be a positive number of float32")
+    if scale < LEAST_USUAL:
+        log.warning(
+            "%s: logit-scale = %g, where CLIP's models have about 100: is it the logarithm?", file, scale
+        )
     if (made := _origin_of(file, held, [row[name] for name in classes])) is not None:
         return TextRows(found, scale, made)  # of length 1, as the tower gave them
     found = (found / lengths[:, None]).astype(np.float32)

@@ -12,7 +12,7 @@ from p2pft_flower.errors import ConfigError
 from p2pft_flower.learning.draws import torch_seeded
 from p2pft_flower.learning.model.class_texts import class_texts
 from p2pft_flower.learning.model.heads import CosineHead
-from p2pft_flower.learning.model.text_embeddings import TextRows, origin, read_text_embeddings
+from p2pft_flower.learning.model.text_embeddings import TextRows, embeddings_for, origin
 from p2pft_flower.learning.model.text_prompts import PromptHead
 from p2pft_flower.learning.model.text_tower import load_tower
 from p2pft_flower.learning.model.tune_values import read_tune
@@ -38,7 +38,7 @@ def text_rows(config: LearningConfig, classes: Sequence[str], width: int) -> Tex
         When file, tower or texts cannot be used.
     """
     if config.text_embeddings:
-        return read_text_embeddings(config.text_embeddings, classes, width)
+        return embeddings_for(config, classes, width)
     tower, texts = load_tower(config.text_tower), class_texts(config.class_names, config.prompts, classes)
     rows = tower.rows(texts)
     _require_width(config, rows.shape[1], width)

@@ -48,7 +48,7 @@ class PromptHead(nn.Module):
     ConfigError
         When there is more than one template, or the tower's tokenizer does not keep the places apart.
     DataError
-        When a text is too long for the tower.
+        When a text is too long for the tower, or two names are the same to its tokenizer.
     """
 
     scale: torch.Tensor
@@ -63,8 +63,9 @@ class PromptHead(nn.Module):
             )
         before, _, after = texts.templates[0].partition(PLACE)
         held = " ".join([_HOLDER] * number)
-        tokens = tower.tokens([f"{held} {name}{after}" for name in texts.names])
-        self._first = _first_holder(tokens, number, tower)
+        tower.require_apart(texts)
+        tokens = tower.tokens([f"{held} {name}{after.replace(PLACE, name)}" for name in texts.names])
+        self._first = _first_holder(tokens, held, tower)
         words = _vectors(tower, before, self._first)
         start = torch.randn(number, words.shape[1]) * _SPREAD
         taken = min(number, len(words))
@@ -104,22 +105,24 @@ class PromptHead(nn.Module):
         return CosineHead(rows, float(self.scale))
 
 
-def _first_holder(tokens: torch.Tensor, number: int, tower: TextTower) -> int:
-    """Return the place of the first of ``number`` holders, the same in all of ``tokens``, (C, L).
+def _first_holder(tokens: torch.Tensor, held: str, tower: TextTower) -> int:
+    """Return the place of the first of the words ``held``, the same in all of ``tokens``, (C, L).
 
     Raises
     ------
     ConfigError
         When there is no such place.
     """
-    for first in (0, 1):
-        held = tokens[:, first : first + number]
-        if held.shape[1] == number and bool((held == tokens[0, first]).all()):
-            return first
-    raise ConfigError(
-        f"text-tower = {tower.name!r}: its tokenizer does not keep {number} words apart; a learned prompt "
-        "cannot take their places"
-    )
+    number = len(held.split())
+    empty, alone = tower.tokens(["", held])
+    first = int((empty != alone).nonzero().min())
+    places = tokens[:, first : first + number]
+    if places.shape[1] < number or not bool((places == alone[first]).all()):
+        raise ConfigError(
+            f"text-tower = {tower.name!r}: its tokenizer does not keep {number} words apart; a learned "
+            "prompt cannot take their places"
+        )
+    return first
 
 
 def _vectors(tower: TextTower, words: str, first: int) -> torch.Tensor:

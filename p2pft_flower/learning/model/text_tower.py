@@ -84,14 +84,33 @@ class TextTower(nn.Module):
             When a text has too many tokens: the tokenizer would cut it off without a word.
         """
         longer = self._tokenizer(["", *texts], context_length=self.length + 1)
-        padding = longer[0, -1]
-        if long := [text for text, row in zip(texts, longer[1:], strict=True) if row[-1] != padding]:
-            raise DataError(
-                f"text-tower = {self.name!r}: {long[0]!r} has more than {self.length} tokens; use a shorter "
-                f"name or template ({len(long)} texts in all)"
-            )
         found: torch.Tensor = self._tokenizer(list(texts), context_length=self.length)
+        # A tokenizer that pads with the token of a text's end is found out by what it cuts off.
+        cut = (longer[1:, -1] != longer[0, -1]) | (longer[1:, :-1] != found).any(dim=1)
+        if long := [text for text, is_cut in zip(texts, cut.tolist(), strict=True) if is_cut]:
+            raise DataError(
+                f"text-tower = {self.name!r}: {long[0][:80]!r} has more than {self.length} tokens; use a "
+                f"shorter name or template ({len(long)} texts in all)"
+            )
         return found
+
+    def require_apart(self, texts: ClassTexts) -> None:
+        """Refuse names that are the same to the tokenizer, which ignores case or repeated blanks.
+
+        Raises
+        ------
+        DataError
+            When there are such names; the message has two of them.
+        """
+        seen: dict[bytes, str] = {}
+        rows = self.tokens(texts.of(texts.templates[0])).numpy()
+        for name, row in zip(texts.names, rows, strict=True):
+            other = seen.setdefault(row.tobytes(), name)
+            if other is not name:
+                raise DataError(
+                    f"text-tower = {self.name!r}: {other!r} and {name!r} are the same to its tokenizer, so "
+                    "it cannot tell these classes apart: give each a name of its own (class-names)"
+                )
 
     def encode(self, tokens: torch.Tensor) -> torch.Tensor:
         """Return the embeddings, (M, D), of ``tokens``, (M, L), as the tower gives them."""
@@ -106,7 +125,14 @@ class TextTower(nn.Module):
         return nn.functional.normalize(torch.cat(parts).float(), dim=1).clone()
 
     def rows(self, texts: ClassTexts) -> torch.Tensor:
-        """Return each class's direction, (C, D) float32 of length 1: the mean over the templates."""
+        """Return each class's direction, (C, D) float32 of length 1: the mean over the templates.
+
+        Raises
+        ------
+        DataError
+            When a text is too long, or :meth:`require_apart` raises it.
+        """
+        self.require_apart(texts)
         total = sum(self.embed(texts.of(template)) for template in texts.templates)
         return nn.functional.normalize(torch.as_tensor(total), dim=1)
 

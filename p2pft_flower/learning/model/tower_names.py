@@ -25,6 +25,7 @@ __all__ = [
     "no_tower",
     "require_open_clip",
     "require_tower_here",
+    "tower_file",
     "tower_folder",
 ]
 
@@ -34,8 +35,11 @@ GLYPH_CLIP = "glyph_clip_8"
 GLYPH_CLIP_FOLDER = Path(__file__).parent / "embedded" / GLYPH_CLIP
 """Its folder, as open_clip's ``local-dir:`` reads it."""
 
-TOWERS = ("clip", "vitamin", "pe_core", "mci", "pali", "naflexvit", "tips")
+TOWERS = ("clip", "siglip", "vitamin", "pe_core", "mci", "tips")
 """Words of which timm's image towers have one in their name or their tag."""
+
+NO_TOWERS = "siglip_gap"
+"""A word in the names of SigLIP's towers without their pooling, which leads to the texts."""
 
 LOCAL, HUB = "local-dir:", "hf-hub:"
 """open_clip's beginnings of names."""
@@ -89,12 +93,12 @@ def check_tower_model(model: str) -> None:
     ------
     ConfigError
         When ``model`` is the embedded model without texts, a model of the user's own, or a model of timm
-        without any of :data:`TOWERS` in its name.
+        without any of :data:`TOWERS` in its name, or with :data:`NO_TOWERS`.
     """
     own = model.partition(".")[0] not in timm_names().modules and registered_here(model.partition(".")[0])
     if model == GLYPH_CLIP or own:
         return
-    if is_reference(model) or not any(word in model for word in TOWERS):
+    if is_reference(model) or NO_TOWERS in model or not any(word in model for word in TOWERS):
         raise no_tower(model)
 
 
@@ -102,7 +106,8 @@ def no_tower(model: str) -> ConfigError:
     """Return the error that ``model`` is no image tower of a vision-language model."""
     return ConfigError(
         f"model = {model!r} with head = text: it is no image tower that was trained with texts; choose one "
-        f"of timm's with clip in its name, such as vit_base_patch16_clip_224.laion2b, or {GLYPH_CLIP}"
+        f"of timm's with clip or siglip (but not siglip_gap) in its name, such as "
+        f"vit_base_patch16_clip_224.laion2b, or {GLYPH_CLIP}"
     )
 
 
@@ -120,6 +125,12 @@ def require_tower_here(name: str) -> None:
     folder = tower_folder(name)
     if folder is not None and not folder.is_dir():
         raise DataError(f"text-tower = {name!r}: there is no such folder")
+
+
+def tower_file(name: str) -> Path | None:
+    """Return the file of weights in ``text-tower = NAME:/path``; None if there is none."""
+    path = Path(name.partition(":")[2]).expanduser()
+    return path if not name.startswith((LOCAL, HUB)) and path.is_file() else None
 
 
 def tower_folder(name: str) -> Path | None:
