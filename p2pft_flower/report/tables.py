@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Mapping, Sequence
+from statistics import fmean
 from typing import Any
 
 from rich.console import Console
@@ -157,6 +158,7 @@ def run_table(results: dict[str, Any]) -> str:
             lines.append(
                 f"{what}: mean {s['mean']:.4f}, std {s['std']:.4f}, min {s['min']:.4f}, max {s['max']:.4f}"
             )
+    lines += _zero_shot(results)
     if most := results["config"].get("evaluate-on"):
         lines.append(f"scored on {most} test {samples_word(results['config'])} at most, drawn by the seed")
     lines += _class_lines(results)
@@ -171,6 +173,15 @@ def run_table(results: dict[str, Any]) -> str:
         lines += privacy_lines(results)
     lines += view_lines(results.get("views") or [])
     return render(table, *lines)
+
+
+def _zero_shot(results: Mapping[str, Any]) -> list[str]:
+    """Return a line on the accuracy before training of a head that began with texts; none of other heads."""
+    first = next(iter(results.get("history") or []), None)
+    if results["config"].get("head") != "text" or first is None or first["iteration"]:
+        return []
+    there = [value for value in first["accuracy"] if value is not None]
+    return [f"zero-shot, before training: mean accuracy {fmean(there):.4f}"] if there else []
 
 
 def _class_lines(results: Mapping[str, Any]) -> list[str]:

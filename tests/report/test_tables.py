@@ -59,3 +59,11 @@ def test_where_each_peer_has_its_own_test_images_the_table_says_so():
     table = run_table(own)
     assert "accuracy, each on its own test images: mean" in table
     assert "on all classes" not in table
+
+
+def test_what_a_head_of_texts_knew_before_training_is_told():
+    made = results(config={"weights": "pretrained", "head": "text"})
+    made["history"][0] |= {"iteration": 0, "accuracy": [0.25, None, 0.75, 0.5]}
+    assert "zero-shot, before training: mean accuracy 0.5000" in run_table(made)
+    made["config"]["head"] = "random"
+    assert "zero-shot" not in run_table(made)
