@@ -334,7 +334,8 @@ def _arm(name: str, values: dict[str, Any], design: Design) -> Arm:
     base = design.base(name)
     for cell in design.cells(name):
         if cell.shots == base.shots:
-            config, _ = check(arm.values(cell, 1.0, design.seeds[0]), here=True)
+            for held_out in (False, True):
+                config, _ = check(arm.values(cell, 1.0, design.seeds[0], held_out=held_out), here=True)
             require_cache(config.learning)
     for tune in design.tunes[name]:
         config = RunConfig.from_mapping(arm.values(base._replace(tune=tune), 1.0, design.seeds[0]))

@@ -204,6 +204,7 @@ def test_runs_on_other_images_of_the_same_number_are_not_mixed_in(trials, tmp_pa
             "the ways text, text+TUNE and text-prompt:N need vision.text-embeddings=/path or",
         ),
         (["--vision-language-tunes", "head"], "no such source is given, as vision-language.dataset=…"),
+        (["vision.dataset=folder:SITES/{peer}"], "are drawn once, from a dataset that all peers share"),
         (["vision.prompts=a {}."], "vision.prompts = 'a {}.': it is read with vision.text-tower=NAME alone"),
         (["vision.dataset=folder:/nowhere"], "dataset folder '/nowhere' does not exist"),
         (["vision.weights=/nowhere/w.pth"], "weights = '/nowhere/w.pth'"),
@@ -212,6 +213,10 @@ def test_runs_on_other_images_of_the_same_number_are_not_mixed_in(trials, tmp_pa
     ids=str,
 )
 def test_what_cannot_run_is_refused_before_anything_starts(words, message, trials, tmp_path):
+    if "SITES" in words[0]:
+        for peer in range(4):
+            write_letters(tmp_path / "sites" / str(peer))
+        words = [word.replace("SITES", str(tmp_path / "sites")) for word in words]
     refused(fedtune(tmp_path / "out", *words), message, trials)
     assert not (tmp_path / "out").exists()
 
