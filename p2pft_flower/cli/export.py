@@ -44,8 +44,9 @@ def export(
     They load with timm alone: timm.create_model(NAME, num_classes=K, checkpoint_path=FILE). Low-rank updates
     are merged into the weights. Adapters and prompts are modules that timm's model lacks, and it lacks the
     embedded models; such files load with p2pft_flower.learning.exports.load_export, which returns model and
-    classes, and so do heads on features, which are exported alone. The
-    file's metadata has the classes' names, and loss = bce if each output's sigmoid is a label's probability.
+    classes, and so do heads on features, which are exported alone. The file's metadata has the classes'
+    names, and loss = bce if each output's sigmoid is a label's probability.
+
     Exit codes: 0 written; 2 a file cannot be used.
     """
     from p2pft_flower.learning.exports import write_export

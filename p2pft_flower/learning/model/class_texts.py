@@ -140,8 +140,8 @@ def read_class_names(path: str, classes: Sequence[str]) -> tuple[str, ...]:
         blank or that of two classes (the message names them).
     """
     if not path:
-        told = "class-names is not set, so the classes' own names count, with spaces for underscores"
-        return _different(tuple(name.replace("_", " ") for name in classes), told)
+        source = "class-names is not set, so the classes' own names count, with spaces for underscores"
+        return _different(tuple(name.replace("_", " ") for name in classes), source)
     file = Path(path).expanduser()
     if not file.is_absolute():
         raise ConfigError(f"class-names = {path!r}: must be the absolute path of a JSON file")
