@@ -176,6 +176,7 @@ NOT_RUN = {
             "python -m benchmarks.clip_features make --data DATA --out FILES",
             "p2pft reproduce fedtune vision-language.dataset=features:FILES/pets-24.safetenso",
             "p2pft reproduce fedtune $VIT vision.dataset=cifar10 vision.data-dir=DATA/cifar10",
+            "p2pft reproduce fedtune $DEIT vision.dataset=folder:FILES/cifar10-500 $SET --out",
             "p2pft reproduce fedtune $VIT vision.dataset=folder:FILES/cifar10-500 iterations=",
             "p2pft attention OUT/attention/Pets-37_local OUT/attention/Pets-37_p2pft OUT/atte",
         ],
