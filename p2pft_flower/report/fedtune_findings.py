@@ -278,21 +278,23 @@ def findings(body: Mapping[str, Any]) -> list[dict[str, Any]]:
     to_come = sum(len(cell.get("not_run", ())) for cell in body["cells"])
     compared = [
         ([*_biases(cells)], "no way of tuning the biases beside one of the input or of modules was run"),
-        (
-            [*_language(cells), *_few(cells)],
-            f"no {missing} model was given" if missing else "no runs of both models",
-        ),
+        ([*_language(cells), *_few(cells)], "no runs of both models"),
         ([*_together(cells), *_over_fits(cells)], "no runs of learning together beside learning alone"),
     ]
+    # What is not compared may be still to come; a source that was not given never comes.
+    reasons = ["" if to_come else nothing for _, nothing in compared]
+    reasons[1] = f"no {missing} model was given" if missing else reasons[1]
     return [
         {
             "finding": number,
             "claim": claim,
             "answer": answer(comparisons),
             "evidence": [
-                *([f"{to_come} runs are still to come"] if to_come else []),
-                *([str(one) for one in comparisons] or ([] if to_come else [nothing])),
+                *([f"runs still to come: {to_come}"] if to_come else []),
+                *([str(one) for one in comparisons] or ([nothing] if nothing else [])),
             ],
         }
-        for number, (claim, (comparisons, nothing)) in enumerate(zip(CLAIMS, compared, strict=True), start=1)
+        for number, (claim, (comparisons, _), nothing) in enumerate(
+            zip(CLAIMS, compared, reasons, strict=True), start=1
+        )
     ]

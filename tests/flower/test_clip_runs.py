@@ -67,6 +67,14 @@ def test_four_peers_learn_the_names_of_digits_from_where_the_texts_are(names, tm
     assert (made["classes"], made["numbers"], made["first"]) == (10, 32, "a photo of a zero.")
     by_file = ["--json", tmp_path / "run", "--text-embeddings", tmp_path / "t.safetensors"]
     assert invoke("evaluate", *by_file) == invoke("evaluate", "--json", tmp_path / "run")
+    templates = tmp_path / "templates.txt"
+    templates.write_text("a photo of a {}.\n")
+    moved = ["evaluate", "--json", tmp_path / "run", "--prompts", templates]
+    assert invoke(*moved) == invoke("evaluate", "--json", tmp_path / "run")
+    templates.write_text("the {}.\n")
+    result = CliRunner().invoke(app, list(map(str, moved)))
+    assert result.exit_code == 2
+    assert f"prompts = '{templates}' gives other texts than the run's" in " ".join(result.stderr.split())
     given = texts_elsewhere(None, GLYPH_CLIP, None, None)
     assert given == {"text_tower": GLYPH_CLIP, "text_embeddings": ""}  # a site's file does not count first
     names.unlink()

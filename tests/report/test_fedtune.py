@@ -189,6 +189,9 @@ def test_a_cell_has_its_seeds_and_says_which_failed_and_which_are_missing():
     body = fedtune(the_design, [source], [], runs, validation=0.2, quick=True)
     (cell,) = body["cells"]
     assert (cell["seeds"], cell["failed"], cell["not_run"]) == ([0], {"1": "the disk is full"}, [2])
+    told = [finding["evidence"] for finding in body["findings"]]
+    assert told[0] == told[2] == ["runs still to come: 1"]
+    assert told[1] == ["runs still to come: 1", "no vision-language model was given"]
     text = fedtune_markdown(body)
     assert "50.0 (1 of 3 seeds)" in text
     assert "vision, bias:last-block, disjoint, all images a class, P2P-FT, seed 1: the disk is full" in text
