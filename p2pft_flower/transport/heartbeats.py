@@ -21,7 +21,8 @@ hanging
     The peer speaks, is at COMPUTING or EVALUATING, and its number of progress has been seen to be the same
     for longer than 20 × the longest time that it has ever been the same at this activity, but no less than
     ``silence`` and no more than ``hang`` seconds (run-config ``hang-timeout``); ``hang`` before there was any
-    such time. If ``hang`` is less than ``silence``, ``silence`` counts.
+    such time. If ``hang`` is less than ``silence``, ``silence`` counts. More than silence / 2 seconds between
+    two of its pulses are not counted: it may have been suspended, and then it could not get further.
 
 revoked
     Its certificate was revoked while this host ran, and it has not been heard of since: it cannot be, as long
@@ -420,9 +421,12 @@ class Heartbeats(Closing):
             known.failure, known.met = "", known.heard
             if not gossip.HasField("pulse"):
                 return
-            before, known.pulse, known.pulsed = known.pulse, gossip.pulse, known.heard
+            before, since = known.pulse, known.heard - known.pulsed
+            known.pulse, known.pulsed = gossip.pulse, known.heard
             if before is None or _place(before) != _place(gossip.pulse):
                 known.moved = known.heard
+            elif since > self._silence / 2:
+                known.moved += since
 
     def _note_heard(self, remote: int) -> _Remote | None:
         known = self._remotes.get(self._host_of(remote))

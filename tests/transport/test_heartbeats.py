@@ -301,6 +301,18 @@ def test_what_a_peer_does_while_no_word_comes_through_is_not_held_against_it(ben
     assert bench.absence(1) is None
 
 
+def test_a_peer_that_was_suspended_in_its_computation_does_not_hang_when_it_wakes(bench):
+    pulse = {"activity": COMPUTING, "progress": 1, "slowest": 0.1}
+    bench.say(**pulse)
+    bench.wait(SILENCE + 3)
+    bench.say(**pulse)  # awake again, and no further yet
+    assert bench.absence(1) is None
+    bench.say_for(SILENCE, **pulse)
+    assert bench.absence(1) is None
+    bench.say_for(2, **pulse)
+    assert bench.absence(1).how is Loss.HANGING
+
+
 def test_gossip_without_a_pulse_is_a_word_and_says_nothing_of_progress(bench):
     bench.say(activity=COMPUTING, progress=1, slowest=0.1, iteration=4)
     bench.wait(2.0)
