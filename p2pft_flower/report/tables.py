@@ -211,8 +211,9 @@ def kept_lines(results: Mapping[str, Any]) -> list[str]:
     """Return the lines on the best θ that the peers have kept; none if they end with their last one."""
     rows = {row["peer"]: row["kept"] for row in results["peers"] if row.get("kept") is not None}
     told: dict[str, list[int]] = {}
+    of = samples_word(results.get("config", {}))
     for peer, kept in rows.items():
-        score = f"{kept['by'].replace('-', ' ')} {kept['score']:.4f} on validation images"
+        score = f"{kept['by'].replace('-', ' ')} {kept['score']:.4f} on validation {of}"
         told.setdefault(f"of iteration {kept['iteration']}, the best: {score}", []).append(peer)
     lines = [
         f"kept: θ {what}" if len(told) == 1 else f"peers {peers} kept: θ {what}"

@@ -61,7 +61,7 @@ class Federation:
 
     def __init__(self, folder, addresses, monkeypatch, graph=RING, hosts=ALONE, **settings):
         monkeypatch.setenv(TRACE, "1")
-        settings = {"iterations": 120, "survive": True, "peer-timeout": 4.0} | settings
+        settings = {"iterations": 120, "survive": True, "peer-timeout": 16.0} | settings
         self.folder = folder
         self.plans = plans(graph, hosts, addresses, folder, **settings)
         self.all_there = threading.Event()

@@ -32,7 +32,7 @@ def views(folder, peer):
 
 def test_when_a_peers_own_code_fails_the_others_go_on_to_their_optimum(tmp_path):
     problems = [Quadratics(fail_at={2: 30}) for _ in range(4)]
-    settings = {"iterations": 120, "survive": True, "peer-timeout": 4.0}
+    settings = {"iterations": 120, "survive": True, "peer-timeout": 16.0}
     results = run_together(plans(RING, [[0], [1], [2], [3]], tcp(), tmp_path, **settings), problems)
     assert isinstance(results[2], PeerFailedError)
     for p in (0, 1, 3):
@@ -46,7 +46,7 @@ def test_when_a_peers_own_code_fails_the_others_go_on_to_their_optimum(tmp_path)
 
 def test_a_method_that_ends_at_a_wrong_point_on_the_graph_that_is_left_ends_the_run_by_name(tmp_path):
     problems = [Quadratics(fail_at={2: 30}) for _ in range(4)]
-    settings = {"iterations": 120, "survive": True, "peer-timeout": 4.0, "algorithm": "gt-dgd"}
+    settings = {"iterations": 120, "survive": True, "peer-timeout": 16.0, "algorithm": "gt-dgd"}
     ring = Graph.load("ring:4")
     results = run_together(plans(ring, [[0], [1], [2], [3]], tcp(), tmp_path, **settings), problems)
     assert isinstance(results[2], PeerFailedError)
@@ -58,7 +58,7 @@ def test_a_method_that_ends_at_a_wrong_point_on_the_graph_that_is_left_ends_the_
 
 def test_of_two_hosts_the_one_that_can_be_no_quorum_ends_as_soon_as_the_other_has_failed(tmp_path, short):
     problems = [Quadratics(fail_at={0: 30}) for _ in range(2)]
-    settings = {"iterations": 120, "survive": True, "peer-timeout": 4.0, "rejoin-deadline": 10_000.0}
+    settings = {"iterations": 120, "survive": True, "peer-timeout": 16.0, "rejoin-deadline": 10_000.0}
     ring = Graph.load("ring:4")
     results = run_together(plans(ring, [[0, 1], [2, 3]], unix(short), tmp_path, **settings), problems)
     assert isinstance(results[0], PeerFailedError)

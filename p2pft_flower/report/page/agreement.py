@@ -7,7 +7,7 @@ from p2pft_flower.report.page import verdicts
 from p2pft_flower.report.page.charts import Axis, Band, Chart, curves
 from p2pft_flower.report.page.document import Section
 from p2pft_flower.report.page.material import Material
-from p2pft_flower.report.page.runs import POOLED, Run
+from p2pft_flower.report.page.runs import POOLED, Run, samples_of
 from p2pft_flower.report.tables import number
 
 __all__ = ["agreement"]
@@ -65,10 +65,10 @@ def agreement(material: Material) -> Section:
     header += ["consensus error", "tracker error"]
     notes = [
         f"Peers agree if each gives the answer that most give to at least {verdicts.SAME_ANSWERS:.0%} of the "
-        f"test images and their accuracies differ by {100 * verdicts.SPREAD:.0f} points at most; if their "
-        "answers are not known, if their accuracies do and their models are no further from each other than "
-        f"{verdicts.APART} of the way that they have come. Consensus error: sqrt((1/n) Σ ‖θ_i − θ̄‖²), "
-        "estimated from sketches.",
+        f"test {samples_of(runs)} and their accuracies differ by {100 * verdicts.SPREAD:.0f} points at most; "
+        "if their answers are not known, if their accuracies do and their models are no further from each "
+        f"other than {verdicts.APART} of the way that they have come. Consensus error: "
+        "sqrt((1/n) Σ ‖θ_i − θ̄‖²), estimated from sketches.",
         "Tracker error: the largest ‖Σ τ − Σ g‖ of an iteration, relative to the largest ‖τ_i − g_i‖; "
         "rounding alone is below 1e-5."
         + (

@@ -11,7 +11,7 @@ from p2pft_flower.report.grids import Grid
 from p2pft_flower.report.page.charts import Chart, heat
 from p2pft_flower.report.page.document import Section
 from p2pft_flower.report.page.material import Material
-from p2pft_flower.report.page.runs import Run
+from p2pft_flower.report.page.runs import Run, samples_of
 from p2pft_flower.report.page.verdicts import Answers
 from p2pft_flower.report.tables import number
 from p2pft_flower.scores import confusion as counted
@@ -62,19 +62,20 @@ def single_classes(material: Material) -> Section:
     tables.append(_class_table(material, runs))
     single = [run for run in runs if not material.of(run)[0].several_labels]
     tables += [grid for run in single if (grid := _mistakes(run, material.of(run))).rows]
+    what = samples_of(runs)
     notes.append(
-        "The tails were scored on the test images of their run, as p2pft evaluate scores them. A dot marks a "
-        "class of which the peer holds images."
+        f"The tails were scored on the test {what} of their run, as p2pft evaluate scores them. A dot marks "
+        f"a class of which the peer holds {what}."
     )
     if single:
         notes[-1] += (
-            " Confusion: the share of a true class's images that got each answer, all peers of a run "
+            f" Confusion: the share of a true class's {what} that got each answer, all peers of a run "
             "together."
         )
     if len(single) < len(runs):
         notes.append(
-            "Where an image may have several labels, a class is a label, and its accuracy the share of its "
-            "images that are given it (recall, at a probability of 0.5). No label is taken for another, so "
+            f"Where {what} may have several labels, a class is a label, and its accuracy the share of its "
+            f"{what} that are given it (recall, at a probability of 0.5). No label is taken for another, so "
             "there is no confusion matrix; p2pft evaluate shows AUROC and more of each label."
         )
     return Section("classes", heading, said, charts, (), tables, notes)
@@ -107,9 +108,10 @@ def _charts(material: Material, run: Run) -> list[Chart]:
     worst = _worst(counts, classes)
     words = "Rows are true classes, columns answers. " + (
         "; ".join(
-            f"{true} is taken for {taken} in {share:.1%} of its images" for true, taken, _, share in worst[:3]
+            f"{true} is taken for {taken} in {share:.1%} of its {run.samples}"
+            for true, taken, _, share in worst[:3]
         )
-        or "No image was named wrong"
+        or f"No {run.sample} was named wrong"
     )
     found.append(
         heat(f"confusion-{place}", f"{run.label}: confusion matrix", f"{words}.", shares, (classes, classes),
@@ -151,20 +153,23 @@ def _hardest(run: Run, answers: Sequence[Answers]) -> str:
     classes = answers[0].classes
     known = np.concatenate([holds, never])
     if (known[~np.isnan(known)] == 1).all() and not np.isnan(known).all():
-        return f"{run.label}: every peer names every image of every class right."
+        return f"{run.label}: every peer names every {run.sample} of every class right."
     told = []
     for values, who in ((never, "peers that never saw it"), (holds, "peers that hold it")):
         if not np.isnan(values).all():
             k = int(np.nanargmin(values))
-            told.append(f"{classes[k]} is hardest for {who}, who name {values[k]:.1%} of its images right")
+            right = f"{values[k]:.1%} of its {run.samples} right"
+            told.append(f"{classes[k]} is hardest for {who}, who name {right}")
     worst = []
     if not answers[0].several_labels:
         worst = _worst(confusion(answers).astype(np.float64), classes)
     if worst:
         true, taken, _, share = worst[0]
-        told.append(f"the most frequent mistake is {true} taken for {taken}, {share:.1%} of its images")
+        told.append(
+            f"the most frequent mistake is {true} taken for {taken}, {share:.1%} of its {run.samples}"
+        )
     if not told:
-        return f"{run.label}: no test image."
+        return f"{run.label}: no test {run.sample}."
     return f"{run.label}: class {'; '.join(told)}."
 
 
@@ -184,7 +189,8 @@ def _class_table(material: Material, runs: Sequence[Run]) -> Grid:
         for k, name in enumerate(classes)
     ]
     return Grid(
-        "Accuracy by class, mean over the peers that hold images of it and over those that never saw it",
+        f"Accuracy by class, mean over the peers that hold {samples_of(runs)} of it and over those that "
+        "never saw it",
         header,
         rows,
     )

@@ -11,7 +11,7 @@ from p2pft_flower.report.page import verdicts
 from p2pft_flower.report.page.charts import Axis, Band, Chart, curves
 from p2pft_flower.report.page.document import Section
 from p2pft_flower.report.page.material import EACH_PEER, MOST_ROWS, Material, band_of, histories
-from p2pft_flower.report.page.runs import POOLED, Run, mean
+from p2pft_flower.report.page.runs import POOLED, Run, mean, samples_of
 from p2pft_flower.report.tables import number
 
 __all__ = ["learning"]
@@ -43,17 +43,17 @@ def learning(material: Material) -> Section:
         )
         charts.append(curves("methods", "Accuracy and loss over the iterations, by run", words, axes))
     charts += [chart for run in material.scored if (chart := _curves_by_peer(material, run)) is not None]
+    what = samples_of(material.runs)
     notes = [
         f"A peer counts as having learned its unseen classes if its accuracy on them is at least "
-        f"{verdicts.LEARNED:.0%} of the accuracy of training with all images in one place; without such a "
-        f"run, "
-        f"of the best mean accuracy on all classes here, or of {verdicts.HALF} if that is lower."
+        f"{verdicts.LEARNED:.0%} of the accuracy of training with all {what} in one place; without such a "
+        f"run, of the best mean accuracy on all classes here, or of {verdicts.HALF} if that is lower."
     ]
     if any(run.several_labels for run in material.scored):
         notes.append(
-            "Where images have several labels, balanced accuracy decides, on the labels of which a peer "
-            "holds no image: the mean of recall and specificity, 0.5 by guessing. Accuracy is high there "
-            "if labels are rare, whatever was learned."
+            f"Where {what} have several labels, balanced accuracy decides, on the labels of which a peer "
+            f"holds no {what.removesuffix('s')}: the mean of recall and specificity, 0.5 by guessing. "
+            "Accuracy is high there if labels are rare, whatever was learned."
         )
     if any(len(run.results.peers) > EACH_PEER for run in material.scored):
         notes.append(
@@ -107,7 +107,7 @@ def _validation(run: Run, marks: Sequence[float]) -> Axis:
         Band(run.name(p), sorted(scores), [scores[k] for k in sorted(scores)], colour=p, dash=p)
         for p, scores in sorted(run.validation.items())
     ]
-    label = f"{by.replace('-', ' ')}, validation images"
+    label = f"{by.replace('-', ' ')}, validation {run.samples}"
     return Axis("iteration", label, lines, share=by != "loss", marks=marks)
 
 

@@ -12,7 +12,7 @@ from p2pft_flower.report.page import verdicts
 from p2pft_flower.report.page.charts import Chart, graph_chart, heat
 from p2pft_flower.report.page.document import Section
 from p2pft_flower.report.page.material import MOST_ROWS, Material, ends, graph_of, seconds
-from p2pft_flower.report.page.runs import POOLED, Run, mean
+from p2pft_flower.report.page.runs import POOLED, Run, mean, samples_of
 from p2pft_flower.report.tables import bound, number, spans
 
 __all__ = ["overview", "peers_and_graph"]
@@ -73,9 +73,10 @@ def overview(material: Material) -> Section:
         said[0] += "no accuracy is known." if material.scored else "none has numbers."
     if failed:
         said.append(f"Without numbers: {verdicts.listed(failed)}.")
-    answers = "answers to the test images"
+    tests = f"test {samples_of(material.runs)}"
+    answers = f"answers to the {tests}"
     if any(run.several_labels for run in material.scored):
-        answers = "decisions on each label of the test images (high if labels are rare, whatever was learned)"
+        answers = f"decisions on each label of the {tests} (high if labels are rare, whatever was learned)"
     notes = [
         f"Accuracy: the share of right {answers}"
         + (
@@ -119,7 +120,7 @@ def peers_and_graph(material: Material) -> Section:
     said, charts, tables, notes = list[str](), list[Chart](), list[Grid](), list[str]()
     if run.kind == POOLED:
         graph = None
-        said.append(f"{run.label} trains one model on the images of all peers; nothing is exchanged.")
+        said.append(f"{run.label} trains one model on the {run.samples} of all peers; nothing is exchanged.")
     elif graph is None:
         said.append(f"The graph of {run.label} is not known.")
     else:
@@ -146,9 +147,12 @@ def peers_and_graph(material: Material) -> Section:
         if run.kind != POOLED:
             said.append(_shares(run))
         held = np.array([[name in one.classes for name in run.classes] for one in shares], dtype=np.float64)
-        words = f"Rows are peers, columns classes; a filled cell: it holds images of the class. {said[-1]}"
+        words = (
+            f"Rows are peers, columns classes; a filled cell: it holds {run.samples} of the class. {said[-1]}"
+        )
         charts.append(
-            heat("held", "Classes of which each peer holds images", words, np.where(held > 0, 0.8, np.nan),
+            heat("held", f"Classes of which each peer holds {run.samples}", words,
+                 np.where(held > 0, 0.8, np.nan),
                  ([one.name for one in shares], run.classes), ("peer", "class"), form="")
         )  # fmt: skip
     if shares:
@@ -159,10 +163,11 @@ def peers_and_graph(material: Material) -> Section:
         ]
         rest = f" (the first {MOST_ROWS} of {len(shares)}; --csv has all)" if len(shares) > MOST_ROWS else ""
         title = f"Each peer's share of the training data{rest}"
-        tables.append(Grid(title, ["peer", "images", "share", "classes"], rows))
+        tables.append(Grid(title, ["peer", run.samples, "share", "classes"], rows))
     if shares and run.unknown:
         notes.append(
-            f"The images and classes of peers {run.unknown} are not known: their journals are not here."
+            f"The {run.samples} and classes of peers {run.unknown} are not known: their journals are not "
+            "here."
         )
     return Section(
         "peers",
@@ -181,9 +186,11 @@ def _shares(run: Run) -> str:
     alone = sum(sum(name in one.classes for one in shares) == 1 for name in classes)
     each = f"{held[0]}" if len(set(held)) == 1 else f"{min(held)} to {max(held)}"
     images = sorted({one.images for one in shares})
-    number_of = f"{images[0]} images each" if len(images) == 1 else f"{ends(images, 'd')} images"
+    number_of = (
+        f"{images[0]} {run.samples} each" if len(images) == 1 else f"{ends(images, 'd')} {run.samples}"
+    )
     one_peer = {0: "no class is", 1: "1 class is"}.get(alone, f"{alone} classes are")
     return (
-        f"Each peer holds images of {each} of the {len(classes)} classes, {number_of}; {one_peer} held by "
-        "one peer alone."
+        f"Each peer holds {run.samples} of {each} of the {len(classes)} classes, {number_of}; {one_peer} "
+        "held by one peer alone."
     )

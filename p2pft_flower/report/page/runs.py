@@ -22,6 +22,7 @@ from p2pft_flower.keeping.invariants import Surplus
 from p2pft_flower.keeping.lines import Stall
 from p2pft_flower.plugins import is_reference
 from p2pft_flower.report.stand_stills import StandStill
+from p2pft_flower.report.tables import samples_word
 from p2pft_flower.typed import Count, PeerNumber, Settings
 
 __all__ = [
@@ -35,6 +36,7 @@ __all__ = [
     "Share",
     "View",
     "mean",
+    "samples_of",
 ]
 
 Kind = Literal["peers", "server", "pooled", "alone"]
@@ -245,6 +247,16 @@ class Run:
         return PEERS if self.algorithm in ALGORITHMS or is_reference(self.algorithm) else SERVER
 
     @property
+    def samples(self) -> str:
+        """The word for its samples: images, or samples of features and of problems of the user's own."""
+        return samples_word(self.results.config)
+
+    @property
+    def sample(self) -> str:
+        """The word for one of its samples."""
+        return self.samples.removesuffix("s")
+
+    @property
     def scored(self) -> bool:
         """Whether the run has numbers: at least one peer came to its end."""
         return bool(self.results.peers)
@@ -342,6 +354,11 @@ class Run:
         """Return the consensus error at a moment; of the peers that came to the end, if one was missing."""
         told = moment.consensus_error
         return self.errors.get(moment.iteration) if told is None else told
+
+
+def samples_of(runs: Iterable[Run]) -> str:
+    """Return the word for the samples of several runs: images if all of them are."""
+    return "images" if all(run.samples == "images" for run in runs) else "samples"
 
 
 def mean(values: Iterable[float | None]) -> float | None:

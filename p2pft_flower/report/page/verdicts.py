@@ -139,7 +139,7 @@ def _yardstick(run: Run, runs: Sequence[Run]) -> tuple[float, str] | None:
 
     pooled = baseline(run, runs, POOLED)
     if pooled is not None and (reached := score(pooled)) is not None:
-        return reached, f"the {reached:.3f} of training with all images in one place ({pooled.label})"
+        return reached, f"the {reached:.3f} of training with all {run.samples} in one place ({pooled.label})"
     found = [(a, r.label) for r in runs if comparable(run, r) and (a := score(r)) is not None]
     if not found:
         return None
@@ -155,14 +155,14 @@ def _nothing_to_learn(run: Run, unseen: Mapping[int, float]) -> Learned | None:
     if not run.scored:
         return Learned("not known", f"{run.label} has no numbers: {run.results.status}.")
     if run.kind == POOLED:
-        text = f"{run.label} trains one model on all images: no class is unseen by it."
+        text = f"{run.label} trains one model on all {run.samples}: no class is unseen by it."
         return Learned("nothing unseen", text)
     if unseen:
         return None
     if any(set(p.classes) != set(run.classes) for p in run.results.peers):
-        text = f"{run.label}: the test images have none of a class that a peer never saw."
+        text = f"{run.label}: the test {run.samples} have none of a class that a peer never saw."
         return Learned("not known", text)
-    return Learned("nothing unseen", f"{run.label}: every peer holds images of all classes.")
+    return Learned("nothing unseen", f"{run.label}: every peer holds {run.samples} of all classes.")
 
 
 def _when(run: Run) -> str:
@@ -263,8 +263,8 @@ def agreed(run: Run, answers: Sequence[Answers]) -> Agreed:
     same, apart = same_answers(answers), (run.apart[-1][1] if run.apart else None)
     told = []
     if same is not None:
-        often = f"to at least {same:.1%} of the test images"
-        every = f"all {count} give the same answer to every test image"
+        often = f"to at least {same:.1%} of the test {run.samples}"
+        every = f"all {count} give the same answer to every test {run.sample}"
         told.append(every if same == 1 else f"each of the {count} gives the answer of most {often}")
     if spread is not None:
         told.append(f"their accuracies differ by {100 * spread:.1f} points at most")
@@ -392,7 +392,7 @@ def against_pooled(run: Run, runs: Sequence[Run]) -> Cost:
     )
     text = (
         f"{run.label} ends with a mean accuracy of {mine:.3f}, {gap} {other.label} ({theirs:.3f}), which "
-        "sends no payloads but needs the images of all peers in one place."
+        f"sends no payloads but needs the {run.samples} of all peers in one place."
     )
     target = TARGET * theirs
     one, two = reached(run, target), reached(other, target)

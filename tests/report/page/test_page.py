@@ -247,6 +247,19 @@ def test_of_pooled_images_alone_the_page_does_not_tell_of_an_exchange(tmp_path):
     assert report.answers[2].sentences
 
 
+def test_a_report_of_features_speaks_of_samples_and_one_with_a_run_of_images_beside_it_too(tmp_path):
+    features = {"dataset": "features:/features.npz", "keep": "best:loss"}
+    write(tmp_path / "p2pft", made_up(**features), validation=lambda p, k: 1.0)
+    write(tmp_path / "local", made_up("local", accuracy=(0.25,) * 4, unseen=(0.0,) * 4, **features))
+    write(tmp_path / "pooled", made_up("centralized", accuracy=(0.96,), unseen=(None,), **features))
+    told = as_markdown(report_of(tmp_path))
+    assert "image" not in told.lower()
+    assert "Each peer holds samples of 2 of the 8 classes, 100 to 103 samples" in told
+    write(tmp_path / "more", made_up(seed=1))
+    of_all = next(one for one in report_of(tmp_path).sections if one.key == "runs")
+    assert "right answers to the test samples of all classes" in of_all.notes[0]
+
+
 def test_a_run_whose_tails_cannot_be_scored_is_left_out_by_name(tmp_path):
     write(tmp_path, made_up())
     runs = find_runs([tmp_path])
