@@ -69,7 +69,17 @@ def news(state: State, other: int) -> list[Record]:
 
 
 def steps(state: State, other: int) -> tuple[Step, ...]:
-    """Return the first steps, eight at most, to the views after the newest one that ``other`` has named."""
+    """Return the first steps, eight at most, to the views after the newest one that ``other`` has named.
+
+    If ``other`` takes part in a view of that number or a later one, and the views known here are without it,
+    it may have gone on in other ones. Then the step that left it out comes first. A step that contradicts
+    the known ones is for everybody.
+    """
     r = state.records.get(other)
     first = 0 if r is None else r.view
-    return state.steps[first : first + _STEPS_AT_ONCE]
+    told = state.steps[first : first + _STEPS_AT_ONCE]
+    if r is not None and r.phase not in (Phase.JOINING, Phase.LEFT):
+        views = (step.value for step in reversed(state.steps))
+        last = next((v.number for v in views if v.incarnation(other) == r.incarnation), 0)
+        told = (*state.steps[last : min(last + 1, first)], *told)
+    return told if state.contradiction is None else (*told, state.contradiction)

@@ -25,6 +25,9 @@ asks to be let in; after ``patience`` seconds it gives up. If so many members ha
 come together, the rest give up at once. No protocol can promise a time while messages take arbitrarily long
 (Fischer, Lynch & Paterson, 1985); rounds grow longer until one is long enough.
 
+Two parts can both decide only if a member lies. Whoever sees the proof of a view that contradicts a known one
+passes it on and gives up.
+
 docs/protocol.md describes the whole protocol.
 """
 
@@ -82,7 +85,8 @@ def step(state: State, event: Event, now: float) -> tuple[State, tuple[Effect, .
     if after.record.age != state.record.age or after.records != state.records:
         effects.append(Effect.TELL)
     changes = after.phase is Phase.CHANGING or after.excluded
-    if after.view != state.view or (changes and state.phase is not Phase.CHANGING and not state.excluded):
+    begins = changes and state.phase is not Phase.CHANGING and not state.excluded
+    if after.view != state.view or begins or after.contradiction != state.contradiction:
         effects.append(Effect.PAUSE)
     return after, tuple(effects)
 
@@ -186,8 +190,15 @@ def _hear(s: State, heard: Heard, now: float) -> State:
 
 
 def _learn(s: State, decided: Step) -> State:
-    """Take in a decided view if its step proves that it follows the newest known view."""
-    if not quorum.proves(decided, s.newest) or s.expired:
+    """Take in a decided view if its step proves that it follows the newest known view.
+
+    If it proves that a view was decided which contradicts a known one, the member gives up.
+    """
+    if s.expired:
+        return s
+    if twice := _decided_twice(s, decided):
+        return replace(s, contradiction=decided, expired=twice)
+    if not quorum.proves(decided, s.newest):
         return s
     excluded, value = s.excluded, decided.value
     s = replace(s, steps=(*s.steps, decided))
@@ -198,6 +209,25 @@ def _learn(s: State, decided: Step) -> State:
         return replace(s, record=own, view=value, change=None, joining_since=None, useless=frozenset())
     # Its record shows that it knows, also while it is excluded or joins.
     return _say(s, view=value.number, accepted=None, proposal=None)
+
+
+def _decided_twice(s: State, decided: Step) -> str:
+    """Return why a member must have lied, by a step that contradicts a known one; empty if it does not."""
+    number = decided.value.number
+    if not 1 <= number <= len(s.steps):
+        return ""
+    known = s.steps[number - 1]
+    before = s.steps[number - 2].value if number > 1 else s.rules.first
+    if decided.value == known.value or not quorum.proves(decided, before):
+        return ""
+    one, other = sorted((known, decided), key=lambda step: step.ballot)
+    both = sorted({v.member for v in one.votes} & {v.member for v in other.votes})
+    return (
+        f"view {number} was decided twice, for the members {list(one.value.members)} and for "
+        f"{list(other.value.members)}: one of the members {both}, which have voted for both, or member "
+        f"{other.ballot.member}, which proposed the second one, has lied (docs/protocol.md, A member that "
+        "lies); the results of neither part are the run's"
+    )
 
 
 # Rules -----------------------------------------------------------------------------------------------

@@ -71,6 +71,9 @@ class State:
         The time of the last event.
     useless : frozenset of (int, int)
         Edges that the next view must do without, even if their ends speak.
+    contradiction : Step or None
+        A proved step to another view than the one of ``steps`` with the same number; None unless a member
+        lies.
     expired : str
         The reason why the member gives up, if its patience is over; else empty.
     """
@@ -87,6 +90,7 @@ class State:
     ticks: int = 0
     ran: float | None = None
     useless: frozenset[Edge] = frozenset()
+    contradiction: Step | None = None
     expired: str = ""
 
     @property
@@ -130,7 +134,7 @@ class State:
     @property
     def trains(self) -> bool:
         """Whether the member may complete an iteration of its view."""
-        return self.phase is Phase.RUNNING and not self.excluded
+        return self.phase is Phase.RUNNING and not self.excluded and not self.expired
 
     @cached_property
     def acceptors(self) -> list[Record]:

@@ -256,7 +256,8 @@ class Agreement:
         A host whose gradient does not end never reaches :meth:`settle`, which looks at the deadline itself.
         """
         with self._changed:
-            return "" if self._state.phase in (Phase.FINISHED, Phase.LEFT) else self._state.expired
+            over = self._state.phase in (Phase.FINISHED, Phase.LEFT) or self._state.contradiction is not None
+            return "" if over else self._state.expired
 
     def alone_for(self) -> float | None:
         """Return for how many seconds this host has asked to be let in without a word from another member.
@@ -334,6 +335,11 @@ class Agreement:
         -------
         bool
             False if the view changes first; True if all have finished, or ``timeout`` is over.
+
+        Raises
+        ------
+        LostContactError
+            If two views with one number were decided.
         """
         with self._changed:
             end = self._clock() + timeout
@@ -344,6 +350,8 @@ class Agreement:
                 raise_if_stopped()
                 if self._failure is not None:
                     raise self._failure
+                if self._state.contradiction is not None:
+                    raise LostContactError(self._state.expired)
                 if self._state.phase is not Phase.FINISHED:
                     return False
                 self._changed.wait(min(self._interval, max(0.0, end - self._clock())))

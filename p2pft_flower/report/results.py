@@ -171,8 +171,15 @@ def merged_views(told: Iterable[ViewChange], first: Iterable[int]) -> list[ViewR
         The hosts' reports, in any order. Each host compares a view with the last one that it was in.
     first : iterable of int
         The peers of view 0.
+
+    Raises
+    ------
+    DataError
+        When hosts tell of different views with one number: parts of the run have gone on by themselves, and
+        the results of neither are those of the run.
     """
     changes = sorted(told, key=lambda change: change.number)
+    _require_one_run(changes)
     views: dict[int, ViewRow] = {}
     for change in changes:
         one = views.setdefault(change.number, _row(change))
@@ -192,6 +199,29 @@ def merged_views(told: Iterable[ViewChange], first: Iterable[int]) -> list[ViewR
                 if gone:
                     views[gone[-1]]["why"].setdefault(str(peer), why)
     return list(views.values())
+
+
+def _require_one_run(changes: Iterable[ViewChange]) -> None:
+    """Refuse changes, ascending, of which two are to different views with one number.
+
+    Agreement rules them out as long as no member lies (docs/protocol.md, "A member that lies").
+    """
+    first: dict[int, ViewChange] = {}
+    for change in changes:
+        other = first.setdefault(change.number, change)
+        if _place(change) != _place(other):
+            both = listed(sorted({*change.peers} & {*other.peers}))
+            raise DataError(
+                f"peers {other.peer} and {change.peer} have gone on in different views {change.number}, "
+                f"with the peers {listed(other.peers)} after {other.iteration} iterations and with "
+                f"{listed(change.peers)} after {change.iteration}: the run has fallen into parts, and the "
+                "results of neither are the run's. That takes a member that has voted for both views "
+                f"(peers in both: {both}; docs/protocol.md, A member that lies)"
+            )
+
+
+def _place(change: ViewChange) -> tuple[int, tuple[int, ...], frozenset[tuple[int, int]]]:
+    return change.iteration, change.peers, frozenset(change.edges)
 
 
 def _note_missed(views: Mapping[int, ViewRow], changes: Iterable[ViewChange]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from p2pft_flower.agreement.events import Effect
 from p2pft_flower.agreement.record import Ballot, Composition, Phase, Proposal, Record
 from p2pft_flower.host.records import decode, encode
 from p2pft_flower.topology import Graph
@@ -13,6 +14,7 @@ from .machine import Machine
 GROUPS = {m: (m,) for m in range(3)}
 GRAPH = Graph.load("complete:3")
 ROUND = 1.0
+FIVE, GROUPS_OF_FIVE = Graph.load("complete:5"), {m: (m,) for m in range(5)}
 VIEW = Composition(1, (0, 1, 2), (0, 0, 0))
 LAST = 2**63  # no number of a record is greater
 
@@ -45,3 +47,60 @@ def test_the_others_agree_whatever_it_says_once(name):
             one.hear([decode(encode(r), GROUPS, 100) for r in other.news(one.me)], float(tick), other.steps)
     assert {m.view.number for m in honest} == {1}
     assert honest[0].view == honest[1].view
+
+
+def gone_on(part):
+    """Return the members of a part of five that have decided on a view without the others."""
+    machines = {m: Machine.born(m, FIVE, GROUPS_OF_FIVE, ROUND, 1000.0) for m in part}
+    for machine in machines.values():
+        for away in GROUPS_OF_FIVE.keys() - set(part):
+            machine.suspect(away, 0.0)
+    for tick in range(1, 60):
+        for machine in machines.values():
+            machine.tick(float(tick))
+            for other in machines.values():
+                if other is not machine:
+                    machine.hear(other.news(machine.me), float(tick), other.steps_for(machine.me), other.me)
+    assert all(machine.view.members == part for machine in machines.values())
+    return machines
+
+
+def test_two_parts_that_one_member_let_decide_on_a_view_each_find_it_out_when_they_meet_and_all_give_up():
+    one, other = gone_on((0, 1, 4)), gone_on((2, 3, 4))  # member 4 votes in both
+    other[2].hear([one[0].record], 60.0, (), 0)
+    assert not other[2].hopeless, "that it is in another view says nothing: it may just have been left out"
+    one[0].hear([other[2].record], 60.0, other[2].steps_for(0), 2)
+    told = (
+        "view 1 was decided twice, for the members [0, 1, 4] and for [2, 3, 4]: one of the members [4], "
+        "which have voted for both, or member 2, which proposed the second one, has lied"
+    )
+    assert told in one[0].hopeless
+    assert Effect.PAUSE in one[0].effects
+    assert not one[0].trains
+    assert not one[0].complete(5)
+    for m, by in ((1, one[0]), (2, one[0]), (3, other[2])):
+        machine = {**other, **one}[m]
+        machine.hear([], 61.0, by.steps_for(m), by.me)
+        assert "view 1 was decided twice" in machine.hopeless, m
+
+
+def test_a_member_that_was_left_out_hears_of_that_again_and_again_and_no_lie_is_seen_in_it():
+    one, late = gone_on((0, 1, 4)), Machine.born(2, FIVE, GROUPS_OF_FIVE, ROUND, 1000.0)
+    for now in (60.0, 61.0, 62.0):
+        late.hear([one[0].record], now, one[0].steps_for(2), 0)
+        one[0].hear([late.record], now, late.steps_for(0), 2)
+        assert late.excluded
+        assert not late.hopeless
+    assert len(one[0].steps_for(2)) == 1
+    late.rejoin(63.0)
+    one[0].hear([late.record], 63.0, late.steps_for(0), 2)
+    assert one[0].steps_for(2) == ()
+    assert one[0].trains or one[0].phase is Phase.CHANGING
+
+
+def test_a_step_without_the_votes_of_a_quorum_contradicts_nothing():
+    one, other = gone_on((0, 1, 4)), gone_on((2, 3, 4))
+    (step,) = other[2].steps
+    one[0].hear([], 60.0, [step._replace(votes=step.votes[:2])], 2)
+    assert not one[0].hopeless
+    assert one[0].trains

@@ -7,7 +7,7 @@ import pytest
 from p2pft_flower.agreement.record import Record
 from p2pft_flower.agreement.rules import Rules
 from p2pft_flower.agreement.state import begin, join
-from p2pft_flower.host.agreement import Agreement
+from p2pft_flower.host.agreement import Agreement, LostContactError
 from p2pft_flower.host.notary import Notary
 from p2pft_flower.host.records import encode
 from p2pft_flower.topology import Graph
@@ -118,6 +118,39 @@ def test_who_iterates_alone_completes_nothing_in_a_view_that_another_one_has_fol
         alone.close()
         other.close()
     assert (new.view.peers, new.joined, new.iteration) == ((0, 1), (1,), 1)
+
+
+def test_hosts_that_have_gone_on_in_two_parts_give_up_when_they_hear_of_each_other():
+    five = Graph.load("complete:5")
+    parts = [{p: agreement(p, five) for p in part} for part in ((0, 1, 4), (2, 3, 4))]  # peer 4 is in both
+    try:
+        for part in parts:
+            for p, host in part.items():
+                for away in {*range(5)} - part.keys():
+                    host.miss(PeerLostError("silent", lost=away, how=Loss.SILENT, peer=p, edge=(away, p)))
+            for host in part.values():
+                assert host.settle(lambda part=part: gossip(part), lambda: None).view.peers == tuple(part)
+        met = {0: parts[0][0], 2: parts[1][2]}
+        for host in met.values():
+            host.recheck()
+            host.complete(1)
+        gossip(met)
+        gossip(met)
+        for host in met.values():
+            assert host.overdue() == "", "it is not too busy"
+            with pytest.raises(ViewChangeError):
+                host.complete(2)
+            assert not host.finish(60.0, lambda: None)
+            with pytest.raises(LostContactError, match="view 1 was decided twice"):
+                host.settle(lambda: None, lambda: None)
+        done = parts[0][1]
+        done.recheck()
+        with pytest.raises(LostContactError, match="view 1 was decided twice"):
+            done.finish(60.0, lambda: gossip({0: met[0], 1: done}))
+    finally:
+        for part in parts:
+            for host in part.values():
+                host.close()
 
 
 class Silence:

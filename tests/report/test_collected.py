@@ -302,6 +302,18 @@ def test_of_a_run_that_lost_a_peer_the_lost_one_is_beside_the_others(sites, tmp_
     )
 
 
+def test_results_of_two_parts_of_a_run_that_both_went_on_are_refused(sites, tmp_path):
+    folders = copied(sites, tmp_path)
+    for peer, part in ((0, (0, 1, 2)), (3, (1, 2, 3))):
+        view = made_line("view", peer, number=1, iteration=8, peers=part)
+        edit_log(folders[peer], peer, lambda told, view=view: [*told[:-1], view, told[-1]])
+    told = CliRunner().invoke(app, ["collect", *map(str, folders), "--out", str(tmp_path / "all")])
+    assert told.exit_code == 2
+    told = " ".join(told.stderr.split())
+    assert "peers 0 and 3 have gone on in different views 1, with the peers [0, 1, 2] after 8" in told
+    assert not (tmp_path / "all").exists()
+
+
 def test_the_last_run_in_a_log_counts(sites, tmp_path):
     folders = copied(sites, tmp_path)
     for p in range(4):

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import itertools
 
+import pytest
+
+from p2pft_flower.errors import DataError
 from p2pft_flower.report.results import lost_on_the_way, merged_views
 from tests.journals import made_line
 
@@ -94,6 +97,24 @@ def test_what_a_peer_missed_counts_from_the_view_that_lost_it():
     ]
     views = merged_views(lines, range(4))
     assert [v["missed"] for v in views] == [{}, {"2": 20}, {"3": 45}], "its own word, if nobody lost it"
+
+
+@pytest.mark.parametrize(
+    "other", [{"peers": (2, 3, 4)}, {"iteration": 8}, {"edges": ((0, 1), (1, 4), (4, 0), (1, 0))}]
+)
+def test_parts_that_went_on_in_views_of_one_number_are_never_told_as_one_run(other):
+    one = {"number": 2, "iteration": 7, "peers": (0, 1, 4), "edges": ((0, 1), (1, 4), (4, 0))}
+    lines = [
+        made_line("view", 0, **one),
+        made_line("view", 1, **one | {"edges": one["edges"][::-1], "seconds": 4.0}),
+        made_line("view", 2, **one | other),
+    ]
+    assert len(merged_views(lines[:2], range(5))) == 1
+    for order in itertools.permutations(lines):
+        with pytest.raises(
+            DataError, match=r"different views 2.*has voted for both views \(peers in both: \["
+        ):
+            merged_views(order, range(5))
 
 
 def test_a_view_began_when_the_first_took_it_up():
