@@ -72,8 +72,8 @@ def steps(state: State, other: int) -> tuple[Step, ...]:
     """Return the first steps, eight at most, to the views after the newest one that ``other`` has named.
 
     If ``other`` takes part in a view of that number or a later one, and the views known here are without it,
-    it may have gone on in other ones. Then the step that left it out comes first. A step that contradicts
-    the known ones is for everybody.
+    it may have gone on in other ones. Then the step that left it out comes first. Two steps that contradict
+    each other are for everybody, and come last.
     """
     r = state.records.get(other)
     first = 0 if r is None else r.view
@@ -82,4 +82,6 @@ def steps(state: State, other: int) -> tuple[Step, ...]:
         views = (step.value for step in reversed(state.steps))
         last = next((v.number for v in views if v.incarnation(other) == r.incarnation), 0)
         told = (*state.steps[last : min(last + 1, first)], *told)
-    return told if state.contradiction is None else (*told, state.contradiction)
+    if (other_one := state.contradiction) is not None:
+        told = (*told, state.steps[other_one.value.number - 1], other_one)
+    return told

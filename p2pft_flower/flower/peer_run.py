@@ -16,7 +16,7 @@ from flwr.app import Message
 from flwr.serverapp import Grid
 
 from p2pft_flower.algorithms.objective import peer_weights
-from p2pft_flower.errors import Cause, listed
+from p2pft_flower.errors import Cause, DataError, listed
 from p2pft_flower.facts import GraphName, RunFacts
 from p2pft_flower.flower import messages, nodes
 from p2pft_flower.flower.cluster import Register
@@ -33,7 +33,7 @@ from p2pft_flower.host.session import remote_edges
 from p2pft_flower.host.wires import Access
 from p2pft_flower.keeping.event_files import ConsensusFile
 from p2pft_flower.keeping.journal import read_whole_lines
-from p2pft_flower.keeping.lines import Evaluation, Failed, Outcome, Report
+from p2pft_flower.keeping.lines import Evaluation, Failed, Outcome, Report, ViewChange
 from p2pft_flower.keeping.progress import Progress
 from p2pft_flower.keeping.retention import files_kept
 from p2pft_flower.keeping.running import running
@@ -326,11 +326,11 @@ def _train(
         first = _says_most(f for _, f in counted or failures)
         if not first.stopped:  # by those that were there; what was survived before is no reason for a stop
             first = _says_most(f for _, f in failures)
-        first.views = merged_views(views, run.peers)
+    changes, first = _merged(views, run.peers, first)
     return _Told(
         outcomes=outcomes,
         evaluations=[e for report in reports.values() for e in report.evaluations],
-        views=merged_views(views, run.peers),
+        views=changes,
         last_lines={line.peer: line for report in reports.values() for line in report.failures},
         seconds=max((report.seconds for report in reports.values()), default=0.0),
         failure=first,
@@ -339,6 +339,20 @@ def _train(
         heard={p: _heard(p, reports.values()) for p in elsewhere},
         at_the_end=at_the_end,
     )
+
+
+def _merged(
+    told: Iterable[ViewChange], peers: Iterable[int], failure: RunFailedError | None
+) -> tuple[list[ViewRow], RunFailedError | None]:
+    """Return the changes of view, each once, and the failure; hosts that tell of different views are one."""
+    try:
+        changes = merged_views(told, peers)
+    except DataError as error:
+        told_before, cause = ("", None) if failure is None else (f"{failure}; ", failure.ended_by)
+        return [], RunFailedError(f"{told_before}{error}", cause)
+    if failure is not None:
+        failure.views = changes
+    return changes, failure
 
 
 def _report(reply: Message, who: str) -> HostReport | None:

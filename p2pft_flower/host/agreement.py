@@ -136,6 +136,8 @@ class Agreement:
         self._spoken: dict[int, float] = {}
         """The time at which each member last spoke to this host itself."""
         self._paused_at: float | None = None
+        self._contradicted_at: float | None = None
+        """The time at which this host learned that two views with one number were decided."""
         self._why: dict[int, str] = {}
         self._heartbeats: Heartbeats | None = None
         self._neighbours: Callable[[], Iterable[int]] = tuple
@@ -222,8 +224,8 @@ class Agreement:
         Raises
         ------
         LostContactError
-            If there is no agreement before the deadline, or can be none any more, or nobody has let this
-            host in.
+            If there is no agreement before the deadline, or can be none any more, if two views with one
+            number were decided, or if nobody has let this host in.
         Exception
             The error of ``raise_if_stopped``, or the error that has ended the thread of this object.
         """
@@ -236,6 +238,8 @@ class Agreement:
                     if why := self._state.hopeless:
                         raise LostContactError(why)
                     self._changed.wait(self._interval)
+                if self._state.contradiction is not None:
+                    raise LostContactError(self._state.expired)
                 if not self._state.excluded:
                     return self._new_view()
                 if self._state.expired:
@@ -256,8 +260,9 @@ class Agreement:
         A host whose gradient does not end never reaches :meth:`settle`, which looks at the deadline itself.
         """
         with self._changed:
-            over = self._state.phase in (Phase.FINISHED, Phase.LEFT) or self._state.contradiction is not None
-            return "" if over else self._state.expired
+            since = self._contradicted_at  # it gives up by itself when its gradient is done
+            soon = since is not None and self._clock() - since < self._state.rules.patience
+            return "" if soon or self._state.phase in (Phase.FINISHED, Phase.LEFT) else self._state.expired
 
     def alone_for(self) -> float | None:
         """Return for how many seconds this host has asked to be let in without a word from another member.
@@ -350,13 +355,15 @@ class Agreement:
                 raise_if_stopped()
                 if self._failure is not None:
                     raise self._failure
-                if self._state.contradiction is not None:
-                    raise LostContactError(self._state.expired)
                 if self._state.phase is not Phase.FINISHED:
                     return False
+                if self._state.contradiction is not None:
+                    break
                 self._changed.wait(min(self._interval, max(0.0, end - self._clock())))
                 still = [self._spoken[m] for m in self._state.unfinished if m in self._spoken]
                 end = max([end, *(spoken + timeout for spoken in still)])
+            if self._state.contradiction is not None:
+                raise LostContactError(self._state.expired)
         return True
 
     def recheck(self) -> None:
@@ -450,6 +457,8 @@ class Agreement:
     def _take_in(self, event: Event) -> None:
         """Go to the state after ``event``, and carry out its effects."""
         self._state, effects = step(self._state, event, self._clock())
+        if self._state.contradiction is not None and self._contradicted_at is None:
+            self._contradicted_at = self._clock()
         self._note_departures()
         for effect in effects:
             match effect:

@@ -221,14 +221,19 @@ def _page_of_journals(folder: Path, files: Mapping[int, PeerFiles]) -> Page:
         for line in f.evaluations:
             progress.fill(line.report)
     changes = [line for f in files.values() for line in f.lines if isinstance(line, ViewChange)]
-    views = converted([*map(dict, merged_views(changes, first.facts.live))], list[_View], folder)
+    ending = _ending_of_lives([Life(f.run, f.lines) for f in files.values()])
+    try:
+        merged = merged_views(changes, first.facts.live)
+    except DataError as error:  # what the peers tell of themselves is shown all the same
+        merged, ending = [], Ending("failed", str(error))
+    views = converted([*map(dict, merged)], list[_View], folder)
     rows = {row.peer: row.weights for f in files.values() for row in f.about.rows}
     edges = [(j, i) for i, row in sorted(rows.items()) for j in row if i != j]
     history = converted(progress.history(), list[HistoryRow], folder)
     return _page(
         folder,
         first.run.run,
-        _ending_of_lives([Life(f.run, f.lines) for f in files.values()])
+        ending
         or Ending("", "The journals here break off: their peers were killed, or train at this moment."),
         iterations=first.run.iterations,
         peers=[

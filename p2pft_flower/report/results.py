@@ -215,8 +215,8 @@ def _require_one_run(changes: Iterable[ViewChange]) -> None:
                 f"peers {other.peer} and {change.peer} have gone on in different views {change.number}, "
                 f"with the peers {listed(other.peers)} after {other.iteration} iterations and with "
                 f"{listed(change.peers)} after {change.iteration}: the run has fallen into parts, and the "
-                "results of neither are the run's. That takes a member that has voted for both views "
-                f"(peers in both: {both}; docs/protocol.md, A member that lies)"
+                "results of neither are the run's. That takes a member that lies; the peers of both views "
+                f"are {both} (docs/protocol.md, A member that lies)"
             )
 
 

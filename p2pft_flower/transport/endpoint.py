@@ -112,12 +112,12 @@ def gossip_limit(members: int) -> int:
 
     Room for a signed record of each, with a reason of 1 KiB, its two views naming all members (20 bytes a
     member: its number, a 64-bit incarnation, whether it joined and from whom), all others suspected and
-    reached, and two broken edges for each member; for the age of each record that the sender has; for eight
-    decided views with a signed vote of each member; for four certificates of each; for a signed standing and
-    signed scores of each, with their ages; for 2,048 edges in all standings together, or 32 in each; and for
-    the scores of 4,096 peers, or of 64 with their sketches.
+    reached, and two broken edges for each member; for the age of each record that the sender has; for
+    eleven decided views with a signed vote of each member; for four certificates of each; for a signed
+    standing and signed scores of each, with their ages; for 2,048 edges in all standings together, or 32 in
+    each; and for the scores of 4,096 peers, or of 64 with their sketches.
     """
-    each = 2080 + 80 * members + 8 * 128 + 4 * 1024 + 512 + 32 * 32
+    each = 2080 + 80 * members + 11 * 128 + 4 * 1024 + 512 + 32 * 32
     return _SMALL_MESSAGE + _SCORES + _STANDINGS + members * each
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from p2pft_flower.agreement.events import Effect
-from p2pft_flower.agreement.record import Ballot, Composition, Phase, Proposal, Record
+from p2pft_flower.agreement.record import Ballot, Composition, Phase, Proposal, Record, Step, Vote
 from p2pft_flower.host.records import decode, encode
 from p2pft_flower.topology import Graph
 
@@ -82,6 +82,42 @@ def test_two_parts_that_one_member_let_decide_on_a_view_each_find_it_out_when_th
         machine = {**other, **one}[m]
         machine.hear([], 61.0, by.steps_for(m), by.me)
         assert "view 1 was decided twice" in machine.hopeless, m
+
+
+def fork():
+    """Return two decided steps to view 1, the first of which has members of both parts."""
+    first = Machine.born(0, FIVE, GROUPS_OF_FIVE, ROUND, 1000.0).newest
+    whole = first._replace(number=1, iteration=5)
+    part = Composition(1, (2, 3, 4), (0, 0, 0), iteration=6)
+    return (
+        Step(whole, Ballot(1, 0), tuple(Vote(m, 0) for m in (0, 1, 4))),
+        Step(part, Ballot(2, 2), tuple(Vote(m, 0) for m in (2, 3, 4))),
+    )
+
+
+def test_the_proof_reaches_also_those_who_are_in_both_views():
+    one, other = fork()
+    zero, two = (Machine.born(m, FIVE, GROUPS_OF_FIVE, ROUND, 1000.0) for m in (0, 2))
+    zero.hear([], 1.0, [one], 1)
+    two.hear([], 1.0, [other], 3)
+    zero.hear([two.record], 2.0, [other], 2)
+    assert "view 1 was decided twice" in zero.hopeless
+    two.hear([zero.record], 3.0, zero.steps_for(2), 0)
+    assert "view 1 was decided twice" in two.hopeless
+
+
+def test_who_is_far_behind_learns_neither_of_two_views_without_the_other():
+    chain = [Step(Composition(0, tuple(range(5)), (0,) * 5), Ballot(1, 0), ())]
+    for number in range(1, 10):
+        value = chain[-1].value._replace(number=number, iteration=number)
+        chain.append(Step(value, Ballot(1, 0), tuple(Vote(m, 0) for m in range(5))))
+    contradicting = chain[9]._replace(value=chain[9].value._replace(iteration=99), ballot=Ballot(2, 1))
+    ahead, behind = (Machine.born(m, FIVE, GROUPS_OF_FIVE, ROUND, 1000.0) for m in (0, 1))
+    ahead.hear([behind.record], 1.0, [*chain[1:], contradicting], 2)
+    assert "view 9 was decided twice" in ahead.hopeless
+    behind.hear([], 2.0, ahead.steps_for(1), 0)
+    assert behind.view.iteration == 9
+    assert "view 9 was decided twice" in behind.hopeless
 
 
 def test_a_member_that_was_left_out_hears_of_that_again_and_again_and_no_lie_is_seen_in_it():

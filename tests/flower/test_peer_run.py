@@ -269,3 +269,18 @@ def test_while_replies_are_missing_it_is_told_how_many_have_come_and_how_long_th
     assert {count for count, _ in told} == {2}
     assert told[0][1] == 30.0
     assert told[-1][1] < 1.0
+
+
+@pytest.mark.parametrize("cause", [None, Cause.STOPPED, Cause.LOST])
+def test_hosts_that_have_gone_on_in_two_parts_are_no_run_and_what_they_say_of_themselves_is_kept(cause):
+    parts = [made_line("view", p, number=1, peers=peers) for p, peers in ((0, (0, 1)), (2, (1, 2)))]
+    before = None if cause is None else RunFailedError("peer 1: it was told", cause)
+    changes, failure = peer_run._merged(parts, range(3), before)
+    assert changes == []
+    assert failure.ended_by is cause
+    assert "peers 0 and 2 have gone on in different views 1" in str(failure)
+    assert str(failure).startswith("peer 1: it was told; ") is (cause is not None)
+    changes, failure = peer_run._merged(parts[:1], range(3), before)
+    assert [c["number"] for c in changes] == [1]
+    assert failure is before
+    assert before is None or before.views == changes

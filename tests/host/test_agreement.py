@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from p2pft_flower.agreement.record import Record
+from p2pft_flower.agreement.record import Ballot, Record, Step, Vote
 from p2pft_flower.agreement.rules import Rules
 from p2pft_flower.agreement.state import begin, join
 from p2pft_flower.host.agreement import Agreement, LostContactError
 from p2pft_flower.host.notary import Notary
-from p2pft_flower.host.records import encode
+from p2pft_flower.host.records import encode, encode_step
 from p2pft_flower.topology import Graph
 from p2pft_flower.transport import Gossip, Loss, PeerLostError, ViewChangeError
 from p2pft_flower.transport.wire.p2pft_pb2 import Signed
@@ -151,6 +151,25 @@ def test_hosts_that_have_gone_on_in_two_parts_give_up_when_they_hear_of_each_oth
         for part in parts:
             for host in part.values():
                 host.close()
+
+
+def test_who_learns_of_both_views_before_it_has_taken_up_one_gives_up_instead_of_waiting():
+    five = Graph.load("complete:5")
+    hosts = {p: agreement(p, five) for p in (0, 1)}
+    first = hosts[0]._state.rules.first
+    votes = tuple(Vote(m, 0) for m in range(5))
+    steps = [Step(first._replace(number=1, iteration=k), Ballot(k, k), votes) for k in (1, 2)]
+    try:
+        hosts[0].miss(PeerLostError("silent", lost=4, how=Loss.SILENT, peer=0, edge=(4, 0)))  # it pauses
+        for host in hosts.values():
+            host.hear(Gossip(sender=2, steps=map(encode_step, steps)))
+            with pytest.raises(ViewChangeError):
+                host.complete(1)
+            with pytest.raises(LostContactError, match="view 1 was decided twice"):
+                host.settle(lambda: None, lambda: None)
+    finally:
+        for host in hosts.values():
+            host.close()
 
 
 class Silence:

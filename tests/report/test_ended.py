@@ -162,6 +162,16 @@ def test_a_stopped_run_is_shown_as_far_as_it_came_and_not_as_done(tmp_path):
     assert page.iteration == 4 < page.iterations
 
 
+def test_two_parts_that_went_on_are_shown_as_no_run_with_what_each_peer_tells_of_itself(tmp_path):
+    for peer, peers in ((0, (0, 1)), (2, (1, 2))):
+        view = made_line("view", peer, number=1, iteration=4, peers=peers)
+        journal(tmp_path, peer, made_line("evaluation", peer, iteration=4), view)
+    page = page_of_folder(tmp_path)
+    assert page.outcome == "failed"
+    assert "peers 0 and 2 have gone on in different views 1" in page.told
+    assert [p.iteration for p in page.peers] == [4, 0, 4]
+
+
 def with_a_loss(run, folder, *later):
     """Make results of a run that lost its peer 2 after 4 of its 6 iterations."""
     content = json.loads((run / "results.json").read_text())

@@ -111,9 +111,7 @@ def test_parts_that_went_on_in_views_of_one_number_are_never_told_as_one_run(oth
     ]
     assert len(merged_views(lines[:2], range(5))) == 1
     for order in itertools.permutations(lines):
-        with pytest.raises(
-            DataError, match=r"different views 2.*has voted for both views \(peers in both: \["
-        ):
+        with pytest.raises(DataError, match=r"different views 2.*the peers of both views are \["):
             merged_views(order, range(5))
 
 
