@@ -172,6 +172,19 @@ def test_who_learns_of_both_views_before_it_has_taken_up_one_gives_up_instead_of
             host.close()
 
 
+def test_a_busy_host_that_knows_of_two_views_has_its_patience_to_end_by_itself():
+    now = [0.0]
+    five = Graph.load("complete:5")
+    host = made(0, five, patience=60.0, clock=lambda: now[0])
+    first, votes = host._state.rules.first, tuple(Vote(m, 0) for m in range(5))
+    steps = [Step(first._replace(number=1, iteration=k), Ballot(k, k), votes) for k in (1, 2)]
+    host.hear(Gossip(sender=2, steps=map(encode_step, steps)))
+    now[0] = 59.0
+    assert host.overdue() == ""
+    now[0] = 60.0
+    assert "view 1 was decided twice" in host.overdue(), "its gradient does not end"
+
+
 class Silence:
     """Heartbeats by which all remote peers are lost."""
 
