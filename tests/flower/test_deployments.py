@@ -1,7 +1,7 @@
 """Runs of one deployment of three sites, one after the other: real processes, and a problem without torch.
 
-A start of SuperLink and SuperNodes takes seconds, so all share it: a site that dies in one test is started
-again by the next, and the server dies in the last. The SuperNode of site 1 starts nothing itself
+A start of SuperLink and SuperNodes takes seconds, so all share it. Each test says which sites it needs, so any of
+them can be run alone; the server dies in the last. The SuperNode of site 1 starts nothing itself
 (``--isolation process``): the site has an executor of its own.
 """
 
@@ -58,8 +58,8 @@ OVER = "was told to end (SIGINT); the site stopped it, or its SuperNode is gone"
 # Flower lets a SuperNode that was killed go only when its heartbeats have failed to come for a minute.
 PATIENT = {"meet_timeout": 300.0}
 
-TWO = (0, 1)
-"""Who is left when site 2 has died; what needs no third site comes then, since each costs processor time."""
+TWO, THREE = (0, 1), (0, 1, 2)
+"""Sites; each costs processor time, so tests that need no third one do without, and come after those that do."""
 
 
 @pytest.fixture(scope="module")
@@ -74,10 +74,19 @@ def deployment(tmp_path_factory):
     assert not started.started()
 
 
+def only(deployment, *peers):
+    """Let the SuperNodes of these sites run, and no other, whatever an earlier test has left."""
+    for peer in THREE:
+        if peer in peers:
+            deployment.start_supernode(peer)
+        else:
+            deployment.kill_supernode(peer)
+
+
 def collected(deployment, run, *peers):
     """Wait until every peer has ended, and return the results that their files give."""
     deployment.peers_end(run, *peers)
-    results = collect_results(find_peers([deployment.outputs[p] / run for p in peers or range(3)]))
+    results = collect_results(find_peers([deployment.outputs[p] / run for p in peers or THREE]))
     assert (results["status"], results["run"]) == ("completed", run)
     assert None not in results["history"][-1]["accuracy"]
     return results
@@ -93,6 +102,7 @@ def signal_site(deployment, peer, number):
 @pytest.fixture(scope="module")
 def trained(deployment, tmp_path_factory):
     """What Flower lists, the results and the number of a run of many numbers."""
+    only(deployment, *THREE)
     folder = tmp_path_factory.mktemp("results") / "run"
     run = deployment.run(problem=LARGE, iterations=6, evaluate_every=2, output_dir=str(folder))
     listed = deployment.ended(run)
@@ -142,6 +152,7 @@ def left(deployment, run, peer, reason):
 def test_a_sites_command_ends_all_peers_at_once_also_after_a_loss_with_a_table_of_them_all(
     deployment, tmp_path, monkeypatch
 ):
+    only(deployment, *THREE)
     settings = {
         **FOR_EVER,
         **PATIENT,
@@ -177,6 +188,7 @@ def test_a_sites_command_ends_all_peers_at_once_also_after_a_loss_with_a_table_o
 def test_a_peer_that_came_back_stands_in_the_results_of_a_stop_as_the_others_do(
     deployment, tmp_path, monkeypatch
 ):
+    only(deployment, *THREE)
     settings = {**FOR_EVER, **PATIENT, "output_dir": str(tmp_path)}
     run = deployment.run(**settings, topology="directed-ring:3")
     deployment.trains(run)
@@ -208,6 +220,7 @@ def test_a_peer_that_came_back_stands_in_the_results_of_a_stop_as_the_others_do(
 
 
 def test_sites_whose_supernodes_die_are_left_behind_and_named_in_the_results(deployment, tmp_path):
+    only(deployment, *THREE)
     # Their peers train on until they are told, which takes Flower some seconds, and the second one 20.
     settings = {"iterations": 250, "evaluate_every": 5, "output_dir": str(tmp_path)}
     run = deployment.run(problem=SLOW, topology="directed-ring:3", **settings)
@@ -242,8 +255,7 @@ def test_sites_whose_supernodes_die_are_left_behind_and_named_in_the_results(dep
 
 
 def test_a_site_that_died_comes_back_and_all_peers_train_to_the_end(deployment, tmp_path):
-    deployment.start_supernode(1)
-    deployment.start_supernode(2)
+    only(deployment, *THREE)
     settings = {"iterations": 30, "evaluate_every": 5, "peer_timeout": 5.0, "output_dir": str(tmp_path)}
     # The others wait for it from when it is suspended: on however fast a machine they do not end before.
     run = deployment.run(problem=SLOW, topology="directed-ring:3", **settings, **PATIENT, on_failure="wait")
@@ -273,6 +285,7 @@ def test_a_site_that_died_comes_back_and_all_peers_train_to_the_end(deployment, 
 
 
 def test_flwr_stop_ends_all_peers(deployment, tmp_path):
+    only(deployment, *TWO)
     folder = tmp_path / "results"
     run = deployment.run(**FOR_EVER, **PATIENT, topology="ring:2", output_dir=str(folder))
     deployment.trains(run, *TWO)
@@ -285,6 +298,7 @@ def test_flwr_stop_ends_all_peers(deployment, tmp_path):
 
 
 def test_a_peer_ends_with_its_sites_own_executor_and_where_peers_do_not_go_on_so_do_all(deployment):
+    only(deployment, *TWO)
     run = deployment.run(**FOR_EVER, **PATIENT, topology="ring:2", on_failure="stop")
     deployment.trains(run, *TWO)
     parents = [p.ppid() for p in deployment.processes("flwr-clientapp")]
@@ -312,6 +326,7 @@ def kill_the_superlink(deployment):
 
 def test_nothing_that_happens_to_the_server_changes_anything_for_the_peers(deployment):
     """The last one: nothing is left of the server."""
+    only(deployment, *TWO)
     run = deployment.run(problem=SLOW, topology="ring:2", iterations=120, evaluate_every=5, **PATIENT)
     deployment.trains(run, *TWO)
     for harm in (kill_the_serverapp, cut_the_network, kill_the_superlink):
