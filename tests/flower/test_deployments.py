@@ -1,7 +1,7 @@
 """Runs of one deployment of three sites, one after the other: real processes, and a problem without torch.
 
-A start of SuperLink and SuperNodes takes seconds, so all share it. Each test says which sites it needs, so any of
-them can be run alone; the server dies in the last. The SuperNode of site 1 starts nothing itself
+A start of SuperLink and SuperNodes takes seconds, so all share it. Each test says which sites it needs, and
+can be run alone; the server dies in the last. The SuperNode of site 1 starts nothing itself
 (``--isolation process``): the site has an executor of its own.
 """
 
@@ -59,7 +59,7 @@ OVER = "was told to end (SIGINT); the site stopped it, or its SuperNode is gone"
 PATIENT = {"meet_timeout": 300.0}
 
 TWO, THREE = (0, 1), (0, 1, 2)
-"""Sites; each costs processor time, so tests that need no third one do without, and come after those that do."""
+"""Sites; each costs processor time, so tests that need no third one do without, and come last."""
 
 
 @pytest.fixture(scope="module")
