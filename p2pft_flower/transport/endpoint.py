@@ -99,6 +99,12 @@ _SERVER_OPTIONS = (
     ("grpc.keepalive_timeout_ms", 20_000),
 )
 
+UNTAKEN = 366 * 24 * 60 * 60
+"""Seconds that a call may wait for a busy loop, or in a stopped process: its own deadline comes first.
+
+After 30, unless it is told, gRPC would end such calls with CANCELLED, as if their caller had.
+"""
+
 _GOSSIP_OPTIONS: tuple[tuple[str, str | int], ...] = (
     # Not the connection that payloads go through: a gossip must not wait behind hundreds of megabytes.
     ("grpc.use_local_subchannel_pool", 1),
@@ -346,6 +352,7 @@ class Listener:
             # Of more calls that wait for the loop gRPC would end some at random, with CANCELLED.
             ("grpc.server.max_pending_requests", max(1000, max_calls)),
             ("grpc.server.max_pending_requests_hard_limit", max(3000, max_calls)),
+            ("grpc.server_max_unrequested_time_in_server", UNTAKEN),
             ("grpc.max_allowed_incoming_connections", max_connections),
         )
         # On the wire they are unary; gRPC reads the body of what it calls unary before it calls the method.
