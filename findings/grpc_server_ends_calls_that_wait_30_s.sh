@@ -15,11 +15,11 @@ trap 'rm -rf "$work"' EXIT
 python3 -m venv "$work/venv"
 "$work/venv/bin/pip" install -q --disable-pip-version-check grpcio==1.85.3
 cat >"$work/calls.py" <<'PY'
+import asyncio
 import collections
 import threading
 import time
 
-import asyncio
 import grpc
 import grpc.aio
 
@@ -47,13 +47,13 @@ def codes(options):
         await found["end"].wait()
         await server.stop(0)
 
-    thread = threading.Thread(target=asyncio.run, args=(serve(),))
+    thread = threading.Thread(target=asyncio.run, args=(serve(),), daemon=True)
     thread.start()
-    started.wait()
+    assert started.wait(DEADLINE)
     with grpc.insecure_channel(f"127.0.0.1:{found['port']}") as channel:
         call = channel.unary_unary("/s/m")
         calls = [call.future(b"x", timeout=DEADLINE)]
-        begun.wait()
+        assert begun.wait(DEADLINE)
         calls += [call.future(b"x", timeout=DEADLINE) for _ in range(CALLS - 1)]
         ended = collections.Counter(one.code().name for one in calls)
     found["loop"].call_soon_threadsafe(found["end"].set)

@@ -5,25 +5,22 @@ from __future__ import annotations
 import threading
 
 import grpc
-import pytest
 
 from p2pft_flower.transport import endpoint
-from p2pft_flower.transport.endpoint import UNTAKEN, Listener
+from p2pft_flower.transport.endpoint import Listener
 from p2pft_flower.transport.network import Tasks
 
 PATIENCE = 60.0
 CALLS = 20
 
 
-@pytest.mark.parametrize(("untaken", "ended"), [(UNTAKEN, {"OK"}), (0, {"OK", "CANCELLED"})])
-def test_a_call_that_no_one_takes_for_long_is_ended_by_its_own_deadline_only(untaken, ended, monkeypatch):
-    """gRPC's own 30 s are too long for a test: with none, calls end so if and only if they wait at all."""
-    monkeypatch.setattr(endpoint, "UNTAKEN", untaken)
+def codes():
+    """Return how calls end that come while the loop of all calls is busy with one."""
     begun, go_on = threading.Event(), threading.Event()
 
     async def answer(call):
         begun.set()
-        go_on.wait(PATIENCE)  # the loop of all calls is busy
+        go_on.wait(PATIENCE)
         return b""
 
     tasks = Tasks()
@@ -35,8 +32,17 @@ def test_a_call_that_no_one_takes_for_long_is_ended_by_its_own_deadline_only(unt
             assert begun.wait(PATIENCE)
             calls = [first, *(method.future(b"", timeout=PATIENCE) for _ in range(CALLS))]
             go_on.set()
-            assert {call.code().name for call in calls} == ended
+            return {call.code().name for call in calls}
     finally:
         go_on.set()
         listener.close(1.0)
         tasks.close()
+
+
+def test_how_long_a_call_may_wait_for_a_busy_loop_is_the_listeners_to_say(monkeypatch):
+    """Tried with no time at all, since gRPC's own 30 s are too long for a test."""
+    assert codes() == {"OK"}
+    monkeypatch.setattr(endpoint, "UNTAKEN", 0)
+    assert any(
+        "CANCELLED" in codes() for _ in range(20)
+    )  # on a busy machine calls may come after the loop is free
