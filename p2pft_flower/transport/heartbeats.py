@@ -22,7 +22,7 @@ hanging
     for longer than 20 × the longest time that it has ever been the same at this activity, but no less than
     ``silence`` and no more than ``hang`` seconds (run-config ``hang-timeout``); ``hang`` before there was any
     such time. If ``hang`` is less than ``silence``, ``silence`` counts. More than silence / 2 seconds between
-    two of its pulses are not counted: it may have been suspended, and then it could not get further.
+    two of its pulses count as one beat: it may have been suspended, and then it could not get further.
 
 revoked
     Its certificate was revoked while this host ran, and it has not been heard of since: it cannot be, as long
@@ -426,7 +426,7 @@ class Heartbeats(Closing):
             if before is None or _place(before) != _place(gossip.pulse):
                 known.moved = known.heard
             elif since > self._silence / 2:
-                known.moved += since
+                known.moved += since - self.interval
 
     def _note_heard(self, remote: int) -> _Remote | None:
         known = self._remotes.get(self._host_of(remote))

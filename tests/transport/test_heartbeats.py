@@ -306,9 +306,21 @@ def test_a_peer_that_was_suspended_in_its_computation_does_not_hang_when_it_wake
     bench.wait(SILENCE + 3)
     bench.say(**pulse)  # awake again, and no further yet
     assert bench.absence(1) is None
-    bench.say_for(SILENCE, **pulse)
+    bench.say_for(SILENCE - 2, **pulse)
     assert bench.absence(1) is None
     bench.say_for(2, **pulse)
+    assert bench.absence(1).how is Loss.HANGING
+
+
+def test_a_peer_that_hangs_is_found_out_however_seldom_its_pulses_come(bench):
+    pulse = {"activity": COMPUTING, "progress": 1, "slowest": 0.1}
+    bench.say(**pulse)
+    beats = 0
+    while bench.absence(1) is None and beats < 20:
+        bench.wait(SILENCE - 1)  # seldom, but not silent
+        bench.say(**pulse)
+        beats += 1
+    assert beats == SILENCE / bench.beats.interval + 1
     assert bench.absence(1).how is Loss.HANGING
 
 
