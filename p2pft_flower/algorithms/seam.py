@@ -80,7 +80,7 @@ class Rows:
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """Ask for Σ_j b_ij x_j: each sender j shares its vector out, Σ_i b_ij = 1, so Σ x is preserved."""
+    """Ask for Σ_j b_ij x_j: the weights that a sender j gives add up to one, so Σ_j x_j is preserved."""
 
     vector: Vector
 

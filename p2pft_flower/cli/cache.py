@@ -10,7 +10,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 from rich.filesize import decimal
 
-from p2pft_flower.cli.run import EXIT_FAILED, EXIT_USAGE
+from p2pft_flower.cli.exit_codes import EXIT_FAILED, EXIT_USAGE
 from p2pft_flower.errors import ConfigError, P2PFTError
 from p2pft_flower.learning.store.cache import StoreRecord, cache_folder, get_limit, remove, set_limit, stores
 

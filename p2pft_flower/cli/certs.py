@@ -10,7 +10,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from p2pft_flower.cli.run import EXIT_USAGE
+from p2pft_flower.cli.exit_codes import EXIT_USAGE
 from p2pft_flower.errors import ConfigError, printable
 from p2pft_flower.transport.trust.authority import create_authority, identity_of, issue, renew, sign_request
 from p2pft_flower.transport.trust.certificates import (

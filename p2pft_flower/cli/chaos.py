@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from p2pft_flower.cli.completion import complete_graphs
-from p2pft_flower.cli.run import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE
+from p2pft_flower.cli.exit_codes import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE
 from p2pft_flower.errors import ConfigError, P2PFTError
 from p2pft_flower.keeping.folders import require_writable
 from p2pft_flower.resources import home, home_named

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from p2pft_flower.cli.run import EXIT_FAILED, EXIT_PARTIAL, EXIT_STOPPED, EXIT_USAGE
+from p2pft_flower.cli.exit_codes import EXIT_FAILED, EXIT_PARTIAL, EXIT_STOPPED, EXIT_USAGE
 from p2pft_flower.cli.run_names import folder_named
 from p2pft_flower.errors import DataError, P2PFTError
 from p2pft_flower.keeping.folders import require_writable

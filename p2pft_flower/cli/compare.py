@@ -15,12 +15,13 @@ import typer
 from p2pft_flower.algorithms import ALGORITHMS
 from p2pft_flower.cli.completion import complete_connections, complete_settings
 from p2pft_flower.cli.connections import check_connection
+from p2pft_flower.cli.exit_codes import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE
 from p2pft_flower.cli.flwr_run import local_superlink
 from p2pft_flower.cli.kept_runs import Kept, begin, look_for_kept
 from p2pft_flower.cli.places import require_places
 from p2pft_flower.cli.rehearsal import check_rehearsed
 from p2pft_flower.cli.reproducing import alone_in
-from p2pft_flower.cli.run import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, execute_or_record
+from p2pft_flower.cli.run import execute_or_record
 from p2pft_flower.cli.settings import check, method_settings, parse_settings
 from p2pft_flower.config import RunConfig
 from p2pft_flower.errors import ConfigError, P2PFTError

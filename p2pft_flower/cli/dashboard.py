@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from p2pft_flower.cli.dashboard_watch import Watch
-from p2pft_flower.cli.run import EXIT_FAILED, EXIT_USAGE
+from p2pft_flower.cli.exit_codes import EXIT_FAILED, EXIT_USAGE
 from p2pft_flower.errors import ConfigError, DataError, P2PFTError
 from p2pft_flower.keeping.bulletins import bulletins
 from p2pft_flower.keeping.run_folders import find_run

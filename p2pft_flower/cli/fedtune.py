@@ -14,10 +14,10 @@ import numpy as np
 import typer
 
 from p2pft_flower.cli.completion import complete_settings
+from p2pft_flower.cli.exit_codes import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE
 from p2pft_flower.cli.fedtune_runs import DISJOINT, TEXT, VALIDATION, Arm, Study, reads_texts
 from p2pft_flower.cli.places import require_cache
 from p2pft_flower.cli.reproducing import SEEDS, alone_in, seeds_of, warnings_once
-from p2pft_flower.cli.run import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE
 from p2pft_flower.cli.settings import check, parse_settings
 from p2pft_flower.config import RunConfig
 from p2pft_flower.errors import ConfigError, P2PFTError

@@ -18,7 +18,7 @@ def require_cache(learning: LearningConfig) -> None:
     Raises
     ------
     ConfigError
-        When its folder cannot be written to; the message names variable, folder and remedy.
+        When its folder cannot be written to; the message names folder, environment variable and remedy.
     """
     if learning.cache and not learning.problem and learning.tune != "full":  # else there is no trunk
         remedy = "set P2PFT_HOME to a folder that can be written, or cache = false"
@@ -26,7 +26,7 @@ def require_cache(learning: LearningConfig) -> None:
 
 
 def require_places(learning: LearningConfig) -> None:
-    """Refuse a cache, a home of Flower or a folder for temporary files that cannot be written to.
+    """Refuse to start if the cache, Flower's home or the folder for temporary files cannot be written to.
 
     Parameters
     ----------
@@ -36,7 +36,7 @@ def require_places(learning: LearningConfig) -> None:
     Raises
     ------
     ConfigError
-        When such a folder cannot be written to; the message names variable, folder and remedy.
+        When such a folder cannot be written to; the message names folder, environment variable and remedy.
     """
     require_cache(learning)
     require_flower_home()

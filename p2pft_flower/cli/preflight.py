@@ -11,9 +11,9 @@ import typer
 
 from p2pft_flower.cli.completion import complete_connections, complete_settings
 from p2pft_flower.cli.connections import check_connection
+from p2pft_flower.cli.exit_codes import EXIT_FAILED, EXIT_USAGE
 from p2pft_flower.cli.flwr_run import run_app
 from p2pft_flower.cli.rehearsal import check_rehearsed
-from p2pft_flower.cli.run import EXIT_FAILED, EXIT_USAGE
 from p2pft_flower.cli.settings import check, parse_settings
 from p2pft_flower.errors import DataError, P2PFTError
 from p2pft_flower.typed import read_object

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from p2pft_flower.cli.exit_codes import EXIT_FAILED, EXIT_USAGE
 from p2pft_flower.errors import ConfigError, DataError, P2PFTError
 from p2pft_flower.flower.logs import log_to_stream
 from p2pft_flower.flower.site import Site
@@ -16,9 +17,6 @@ from p2pft_flower.keeping.progress import scored
 from p2pft_flower.report.tables import number
 
 __all__ = ["rejoin"]
-
-EXIT_FAILED = 1
-EXIT_USAGE = 2
 
 
 def rejoin(

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from p2pft_flower.cli.bars import counted
-from p2pft_flower.cli.run import EXIT_FAILED, EXIT_USAGE
+from p2pft_flower.cli.exit_codes import EXIT_FAILED, EXIT_USAGE
 from p2pft_flower.cli.run_names import folder_named
 from p2pft_flower.errors import ConfigError, DataError, P2PFTError, printable
 from p2pft_flower.keeping.folders import require_writable

@@ -16,6 +16,13 @@ from p2pft_flower.algorithms import ALGORITHMS
 from p2pft_flower.cli.canary import NAME, canary_values, own_folder, require_room, verdict
 from p2pft_flower.cli.completion import complete_connections, complete_settings
 from p2pft_flower.cli.connections import check_connection
+from p2pft_flower.cli.exit_codes import (
+    EXIT_FAILED,
+    EXIT_INTERRUPTED,
+    EXIT_PARTIAL,
+    EXIT_STOPPED,
+    EXIT_USAGE,
+)
 from p2pft_flower.cli.flwr_run import FLOWER_STOPPED, local_superlink, run_app
 from p2pft_flower.cli.places import require_places
 from p2pft_flower.cli.ray_cluster import RayCluster, look
@@ -57,12 +64,6 @@ RAY_LATE = (
     "Ray, which simulates the peers, did not start in its time of 30 s, as happens if the machine has too "
     "much else to do: do the run again once it has less"
 )
-
-EXIT_FAILED = 1
-EXIT_USAGE = 2
-EXIT_PARTIAL = 3
-EXIT_STOPPED = 4
-EXIT_INTERRUPTED = 130
 
 
 def most_hosts(config: RunConfig, graph: Graph) -> int:

@@ -13,7 +13,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 from rich.filesize import decimal
 
-from p2pft_flower.cli.run import EXIT_FAILED, EXIT_USAGE
+from p2pft_flower.cli.exit_codes import EXIT_FAILED, EXIT_USAGE
 from p2pft_flower.errors import ConfigError, P2PFTError, printable
 from p2pft_flower.report.results import runs_folder
 from p2pft_flower.report.run_list import RunRecord, is_run, named_runs, record_of, remove_run, runs_in

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from p2pft_flower.cli.run import EXIT_FAILED
+from p2pft_flower.cli.exit_codes import EXIT_FAILED
 from p2pft_flower.errors import ConfigError, printable
 from p2pft_flower.keeping.bulletins import Bulletin, bulletins
 from p2pft_flower.report.results import runs_folder

@@ -7,14 +7,13 @@ from typing import Annotated
 
 import typer
 
+from p2pft_flower.cli.exit_codes import EXIT_FAILED
 from p2pft_flower.keeping.running import running
 
 __all__ = ["stop"]
 
 PATIENCE = 30.0
 """Seconds to wait for processes to end, which takes up to 10 s on an idle machine."""
-
-EXIT_FAILED = 1
 
 
 def stop(

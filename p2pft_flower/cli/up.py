@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 from p2pft_flower.cli.completion import complete_graphs
+from p2pft_flower.cli.exit_codes import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE
 from p2pft_flower.cli.rehearsal import CONNECTION, AlreadyUpError, end, start
-from p2pft_flower.cli.run import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE
 from p2pft_flower.config import RunConfig
 from p2pft_flower.errors import ConfigError, DataError, P2PFTError, TopologyError
 from p2pft_flower.topology import Graph

@@ -67,12 +67,14 @@ def _pair(text: str) -> tuple[float, float]:
 
 
 def read_range(text: str) -> tuple[float, float] | None:
-    """Return the (black, white) of one ``pixel-range``, ``"LOW:HIGH"``; None for ``"auto"``.
+    """Return the samples shown as black and as white by one part of ``pixel-range``, ``"LOW:HIGH"``.
+
+    None for ``"auto"``.
 
     Raises
     ------
     ConfigError
-        If the text is something else.
+        If the text is neither, LOW is not below HIGH, or one of them is beyond ±1e30.
     """
     if text == "auto":
         return None

@@ -205,7 +205,8 @@ def _mark(folder: Path, name: str) -> Path:
 def met(plan: Plan, facts: Callable[[], Mapping[str, str]]) -> Iterator[tuple[Plan, Access]]:
     """Meet the other hosts at the plan's register, in a ``with`` block that lasts as long as the host runs.
 
-    Without a register the plan is returned as it is.
+    The register is an actor of Ray that the coordinator starts if the cluster has several nodes. Without one
+    the plan is returned as it is.
 
     Parameters
     ----------
@@ -217,20 +218,23 @@ def met(plan: Plan, facts: Callable[[], Mapping[str, str]]) -> Iterator[tuple[Pl
     Yields
     ------
     plan : Plan
-        The plan with the addresses of all peers that it names.
+        The plan with ``addresses`` filled in.
     access : Access
-        What the host listens on besides.
+        A further address to listen on, if hosts run on other nodes, and whether plain text may leave this
+        machine.
 
     Raises
     ------
     ConfigError
-        When this node lacks the folder of the results, or differs from the others in a fact.
+        When this node lacks the folder of the results, cannot write to it, or differs from the first host
+        in a fact.
     DataError
         When ``facts`` raises it: the data cannot be read here.
     ExchangeStoppedError
-        When another host has such a fault.
+        When another host has a fault of these two kinds.
     P2PFTError
-        When not all hosts come within ``meet-timeout``.
+        When not all hosts come within ``meet-timeout``, the register cannot be reached, or all other nodes
+        have left the cluster.
     """
     place = here() if plan.register else None
     if place is None:

@@ -29,12 +29,12 @@ STATES = (
 
 
 def require_metrics(address: str) -> None:
-    """Refuse an address that cannot be one, and a machine without the library.
+    """Refuse a ``metrics-address`` that is not ``host:port``, and a machine without ``prometheus_client``.
 
     Raises
     ------
     ConfigError
-        When the address is no ``host:port``, or ``prometheus_client`` is not installed; names the remedy.
+        In both cases; the message names the remedy.
     """
     if parse_address(address).path is not None:
         raise ConfigError(

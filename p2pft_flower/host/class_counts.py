@@ -108,7 +108,7 @@ class ClassCounts:
 
     @property
     def so_far(self) -> dict[int, Counts]:
-        """By peer, its table; a new dict."""
+        """The table of each local peer so far, (n, 2 + C) float64, by peer; a new dict."""
         return dict(self._tables)
 
     def restore(self, peer: int, table: Counts | None) -> None:

@@ -112,6 +112,15 @@ class HostExchange:
     def send(self, session: Session, iteration: int, phase: int, outbox: Mapping[int, Mix]) -> None:
         """Begin an exchange among the peers of a view: send the payloads of the local peers' requests.
 
+        Parameters
+        ----------
+        session : Session
+            The view's session.
+        iteration, phase : int
+            The iteration, and the number of the exchange in it, from 0.
+        outbox : mapping of int to Rows, Columns or Both
+            By local peer, what its method asks for.
+
         Raises
         ------
         DivergedError

@@ -51,7 +51,7 @@ class Pauses:
         self._before = self._clock(), self._always()
 
     def end(self, asked: float) -> Pause | None:
-        """Return the pause in a sleep of ``asked`` seconds that is over; None: it was below 5 s."""
+        """End a sleep of ``asked`` seconds; return the pause in it, None if it was below 5 s."""
         passed, in_all = self._clock() - self._before[0], self._always() - self._before[1]
         seconds = max(passed, in_all) - asked
         return Pause(seconds, max(0.0, in_all - passed)) if seconds >= AT_LEAST else None

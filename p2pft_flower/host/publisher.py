@@ -159,7 +159,7 @@ class Publisher:
         self._exchanges = True
 
     def training_begins(self) -> None:
-        """Note that all neighbours were met."""
+        """Note that training begins: all neighbours are there, or this host has been let in again."""
         self._trains = True
 
     def evaluated(self, line: Evaluation, sketched: sketch.Sketch) -> None:

@@ -107,7 +107,10 @@ class WaitsHeard:
         return tuple(self._over)
 
     def look(self, heard: Mapping[int, Heard], now: float) -> None:
-        """Take in what is known of each member at ``now``, in seconds of a clock that is never set back."""
+        """Take in what was ``heard``, by member (the lowest peer of each host), as it is at ``now``.
+
+        ``now`` is in seconds of a monotonic clock.
+        """
         for m in self._hosts:
             there = heard.get(m)
             if there is None or there.standing is None:

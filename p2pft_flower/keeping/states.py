@@ -72,7 +72,7 @@ def state_fields(state: Any, algorithm: str) -> dict[str, Any]:
 
 
 def changed(state: Any, change: Callable[[np.ndarray[Any, Any]], Any]) -> Any:
-    """Return a state, with the fields of :func:`state_fields`, whose arrays are those of ``change``."""
+    """Return ``state`` with ``change`` applied to each array among the fields of :func:`state_fields`."""
     return type(state)(
         **{
             name: change(value) if isinstance(value, np.ndarray) else value

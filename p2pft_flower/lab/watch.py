@@ -94,7 +94,7 @@ class _Known(NamedTuple):
 
 
 class Loss(NamedTuple):
-    """A peer of the view before that is not in view ``view``; ``why`` is the reason, in words."""
+    """A lost peer: it is in the view before ``view``, not in ``view``; ``why`` is the reason, in words."""
 
     view: int
     peer: int
@@ -306,9 +306,9 @@ class Watch:
         return self._seen[peer].error
 
     def scores(self) -> tuple[int, dict[int, Score]] | None:
-        """Return the last iteration with scores of all peers of the newest view, and the scores by peer.
+        """Return the last iteration of the newest view of which all its peers have scores, and these by peer.
 
-        None if there is no such iteration.
+        None if there is none; iterations before the view began do not count.
         """
         begin = self._views[self.newest].iteration
         each = [{k for k in self._seen[p].scores if k > begin} for p in self.members]

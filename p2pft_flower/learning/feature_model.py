@@ -202,11 +202,11 @@ class HeldFeatures:
     Parameters
     ----------
     vectors : (N, D) float32 array
-        The features.
+        The features of N samples.
     labels : (N,) or (N, C) int64 array
-        Their labels.
+        The class of each sample, or 0 or 1 for each of C labels.
     device : str
-        The device.
+        The torch device, such as ``"cuda"``.
     """
 
     def __init__(

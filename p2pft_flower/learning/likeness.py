@@ -19,7 +19,10 @@ Mask = npt.NDArray[np.bool_]
 
 
 def correlation(maps: Array, reference: Array) -> Numbers:
-    """Return Pearson's correlation over patches, (N,), of (N, H, W) maps; NaN if a map is constant."""
+    """Return Pearson's correlation of each image's two maps over their patches, (N,).
+
+    Both arrays of maps are (N, H, W). NaN where one of the two maps is constant.
+    """
     a, b = (m.reshape(len(m), -1).astype(np.float64) for m in (maps, reference))
     a, b = (m - m.mean(axis=1, keepdims=True) for m in (a, b))
     norms = np.sqrt((a**2).sum(axis=1) * (b**2).sum(axis=1))

@@ -387,12 +387,12 @@ def read_results(folder: Path) -> dict[str, Any]:
 
 
 def require_schema(schema: object, path: Path) -> None:
-    """Refuse results of another schema than those that are read.
+    """Refuse results whose schema this version does not read.
 
     Raises
     ------
     DataError
-        When ``schema`` is none of them; names ``path``, the results' file.
+        When ``schema`` is not one of `READ`; the message names ``path``, the results' file.
     """
     if schema not in READ:
         raise DataError(f"{path}: schema {schema!r}, this version reads {' and '.join(map(repr, READ))}")

@@ -52,12 +52,12 @@ class Sites:
 
     @property
     def train(self) -> dict[int, npt.NDArray[np.int64]]:
-        """The positions of each peer's images in the dataset's training split, by peer."""
+        """The positions of a peer's images in the dataset's training split, (N_i,) int64, by peer."""
         return self._positions([f.train for f in self.folders.values()])
 
     @property
     def test(self) -> dict[int, npt.NDArray[np.int64]]:
-        """The positions of each peer's images in the dataset's test split, by peer."""
+        """The positions of a peer's images in the dataset's test split, (N_i,) int64, by peer."""
         return self._positions([f.test for f in self.folders.values()])
 
     def _positions(self, splits: Sequence[Split]) -> dict[int, npt.NDArray[np.int64]]:

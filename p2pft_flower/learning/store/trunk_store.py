@@ -119,7 +119,7 @@ class Store:
         return self._dtype.itemsize
 
     def close(self) -> None:
-        """Allow other processes to remove the store; mapped rows stay readable."""
+        """Allow other processes to remove the store; the rows that `fill` returned stay readable."""
         self._release()
 
     def fill(

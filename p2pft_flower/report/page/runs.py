@@ -323,7 +323,7 @@ class Run:
         return known | {p.peer: p.name for p in self.all_peers}
 
     def name(self, peer: int) -> str:
-        """Return a peer's name: its number, with its name in the graph if that is another text."""
+        """Return ``peer 3``, or ``peer 3 (north)`` if the peer has a name other than its number."""
         name = self.names.get(peer, str(peer))
         return f"peer {peer}" if name == str(peer) else f"peer {peer} ({name})"
 

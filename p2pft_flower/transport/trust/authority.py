@@ -95,14 +95,20 @@ def create_authority(folder: Path, federation: str, days: float = 3650) -> Certi
     folder : Path
         The authority's folder, made if it is missing; must not hold an authority or a peer's files.
     federation : str
-        Lower-case letters, digits and hyphens, 40 at most: it becomes part of DNS names.
+        The federation's name: at most 40 lower-case letters, digits and, inside, hyphens, since it becomes
+        part of DNS names.
     days : float
         Days for which the authority's certificate is valid.
+
+    Returns
+    -------
+    CertificateFacts
+        The facts of the authority's certificate.
 
     Raises
     ------
     ConfigError
-        When the name or the time cannot be used, or a file is there already or cannot be written.
+        When ``federation`` or ``days`` cannot be used, or a file is there already or cannot be written.
     """
     if not re.fullmatch(FEDERATION, federation):
         raise ConfigError(
