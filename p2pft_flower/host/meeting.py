@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import threading
 
 from p2pft_flower.host.wires import Wires
-from p2pft_flower.transport import Hello, Reply, Status
+from p2pft_flower.transport import Hello, Reply, Status, ViewChangeError
 
 __all__ = ["Meeting"]
+
+log = logging.getLogger(__name__)
 
 _REMEDY = (
     "is its host running? Peers that wait for each other must run at the same time: set transport = memory, "
@@ -68,6 +71,9 @@ class Meeting:
     def meet(self, wires: Wires | None, stages: int) -> None:
         """Wait until all peers of the run are prepared, so that no peer-timeout runs before.
 
+        If the view changes meanwhile, somebody has met all others, begun, and been lost since: all are
+        prepared.
+
         Parameters
         ----------
         wires : Wires or None
@@ -82,10 +88,15 @@ class Meeting:
         ExchangeRefusedError
             If a neighbour has other terms or certificates.
         """
-        for stage in range(stages):
-            self._reach(stage + 1)
-            if wires is not None:
-                wires.links.meet(self._timeout, _REMEDY, stage=stage)
+        try:
+            for stage in range(stages):
+                self._reach(stage + 1)
+                if wires is not None:
+                    wires.links.meet(self._timeout, _REMEDY, stage=stage)
+        except ViewChangeError as change:
+            if wires is None or wires.agreement is None:
+                raise
+            log.info("the others have begun already: %s", change)
         self.end()
 
     def end(self) -> None:

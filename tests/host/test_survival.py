@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import threading
@@ -15,14 +16,15 @@ from p2pft_flower.errors import TopologyError
 from p2pft_flower.flower import host_process
 from p2pft_flower.host.agreement import LostContactError
 from p2pft_flower.host.host import DepartedError, Host, PeerFailedError
+from p2pft_flower.host.meeting import Meeting
 from p2pft_flower.keeping.checkpoints import checkpoint_files, checkpoint_folder
 from p2pft_flower.keeping.running import running
 from p2pft_flower.topology import Graph
-from p2pft_flower.transport import ExchangeStoppedError
+from p2pft_flower.transport import ExchangeStoppedError, Reply, Status
 from p2pft_flower.transport.heartbeats import Heartbeats
 from tests.journals import lines_of
 
-from .hosts import RING, best, run_together, stopped_tail, tcp, unix, until
+from .hosts import ALONE, RING, best, run_together, stopped_tail, tcp, unix, until
 from .quadratic import Peer, Quadratics, plans
 
 
@@ -41,6 +43,31 @@ def test_when_a_peers_own_code_fails_the_others_go_on_to_their_optimum(tmp_path)
         assert view["peers"] == [0, 1, 3]
         assert [1, 3] in view["edges"]
         assert view["lost"] == [2]
+        assert np.abs(problems[p].built[p].kept - best(0, 1, 3)).max() < 0.3
+
+
+def test_a_host_that_still_meets_the_others_when_one_of_them_is_lost_goes_on_with_the_rest(
+    tmp_path, monkeypatch
+):
+    """Peer 0 has no answer to its last hellos before peer 2, which has met all and begun, has failed."""
+    settings = {"iterations": 120, "survive": True, "peer-timeout": 16.0}
+    all_plans = plans(RING, ALONE, tcp(), tmp_path, **settings)
+    answer, waits, last = Meeting.answer, itertools.count(), all_plans[0].greetings - 1
+
+    def unanswered(own, hello):
+        if (hello.sender, hello.stage) == (0, last):
+            return Reply(status=Status.PREPARING, reason="held up", progress=next(waits))
+        return answer(own, hello)
+
+    monkeypatch.setattr(Meeting, "answer", unanswered)
+    problems = [Quadratics(fail_at={2: 1}) for _ in ALONE]
+    results = run_together(all_plans, problems)
+    assert isinstance(results[2], PeerFailedError)
+    assert next(waits)
+    for p in (0, 1, 3):
+        assert not isinstance(results[p], Exception), results[p]
+        (view,) = views(tmp_path, p)
+        assert (view["peers"], view["lost"]) == ([0, 1, 3], [2])
         assert np.abs(problems[p].built[p].kept - best(0, 1, 3)).max() < 0.3
 
 
