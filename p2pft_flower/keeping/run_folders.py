@@ -100,7 +100,7 @@ def find_run(above: Path, wanted: str) -> Found | None:
 def begun_by_journal(folder: Path) -> float | None:
     """Return the time at which the run in ``folder`` began, in Unix seconds; None without a readable journal.
 
-    It is that of the first line of the journal of the lowest peer that has one.
+    It is that of the first line of the first journal, by name, that can be read.
     """
     for path in sorted((folder / "peers").glob("peer-*.jsonl")):
         with contextlib.suppress(DataError, StopIteration):
